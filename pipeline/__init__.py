@@ -1,0 +1,31 @@
+"""Terrashard: satellite archives in, multi-temporal Zarr shards and pretrained models out.
+
+The map of the house. Each floor imports only the floors below it (checked by `make lint`)::
+
+    cli          the front door: one command per stage, no decisions
+    run          the foremen: one file per command; join recipe, engine, stages and store
+    evaluate     annex (torch): features, probes, baselines, report
+    pretrain     annex (torch): batches, augmentation, backbones, methods, training
+    simulate     a simulated archive: scenes, STAC API, file server, shards without scenes
+    task         what one worker does with one shard: read, decide, write
+    stages       the corridor, pure: sample, search, plan, extract, publish (tables in, tables out)
+    sources      door to the network and to other people's folders: http, stac, local
+    engine       door to the machines: serial, dask
+    store        door to the disk: objects, layout, tables, shard, commit, ledger, reader
+    watch        progress: live bars on a terminal, log lines elsewhere
+    raster       the workbench: lattice, blocks, masks, radiometry, statistics
+    ports        what the rooms expect of one another (protocols)
+    records      the rows of every table
+    recipe       the user's TOML file, checked
+    products     the facts: one TOML file per product
+    errors       what can go wrong, by what the handler does about it
+
+The flow, each arrow a table on disk::
+
+    recipe -> sample -> locations -> search -> scenes -> plan -> plans -> extract -> shards,
+    commits -> publish -> versions -> pretrain -> models -> evaluate -> reports
+
+A line belongs to the lowest floor that can know it: arithmetic on arrays in `raster`, a
+provider's quirk in its TOML entry, a decision about which scene to use in `stages`, reading and
+writing in `sources` and `store`, and the order of things in `run`.
+"""

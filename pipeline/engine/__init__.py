@@ -1,0 +1,1 @@
+"""The door to the machines: the same port, serial or Dask."""

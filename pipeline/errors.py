@@ -1,0 +1,95 @@
+"""What can go wrong, grouped by what the handler does about it.
+
+::
+
+    TerrashardError
+    ├── RecipeError      a person must edit something          exit 2
+    ├── TryAgain         passing: retry with backoff           exit 75
+    ├── GiveUp           final for this thing: ledger, go on   exit 69
+    └── IntegrityError   what is stored contradicts itself     exit 65
+
+An unsuitable scene or patch is no error: it is a value, `pipeline.records.Rejected`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TerrashardError(Exception):
+    """Every error this project raises on purpose; its text is one paragraph for a person."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class RecipeError(TerrashardError):
+    """The recipe, an argument or an input file must be changed by a person.
+
+    The message names the thing (file and key), the value found, and what is allowed.
+    """
+
+    exit_code = 2
+
+
+class TryAgain(TerrashardError):
+    """A passing failure: throttled, a server error, a reset connection, a time-out.
+
+    Parameters
+    ----------
+    message : str
+        What happened, without secrets.
+    failure : str
+        Class for the ledger: `throttled`, `server-error`, `connection`, `timeout`, `short-read`.
+    retry_after_s : float or None
+        What the server asked for, in seconds, if it did.
+    """
+
+    exit_code = 75
+
+    def __init__(self, message: str, *, failure: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.failure = failure
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), str(self), self.failure, self.retry_after_s)
+
+
+class GiveUp(TerrashardError):
+    """A final failure of one thing: trying again cannot help until the source changes.
+
+    Parameters
+    ----------
+    message : str
+        What happened, without secrets.
+    failure : str
+        Class for the ledger: `gone`, `forbidden`, `changed`, `not-an-image`, `truncated`,
+        `corrupt`, `wrong-size`, `wrong-grid`, `refused` (an href that is not allowed).
+    """
+
+    exit_code = 69
+
+    def __init__(self, message: str, *, failure: str) -> None:
+        super().__init__(message)
+        self.failure = failure
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), str(self), self.failure)
+
+
+class IntegrityError(TerrashardError):
+    """Stored facts contradict one another (digests, ledger sums, lock): stop, look, do not write."""
+
+    exit_code = 65
+
+
+def _rebuild(
+    kind: type[TryAgain] | type[GiveUp],
+    message: str,
+    failure: str,
+    retry_after_s: float | None = None,
+) -> TerrashardError:
+    """Rebuild an error that crossed a process border (exceptions pickle by position)."""
+    if issubclass(kind, TryAgain):
+        return kind(message, failure=failure, retry_after_s=retry_after_s)
+    return kind(message, failure=failure)

@@ -1,0 +1,1 @@
+"""The annex (torch) that asks what was learned: features, probes, baselines, report."""

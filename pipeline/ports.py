@@ -1,0 +1,108 @@
+"""What the rooms expect of one another: protocols, and the small values they exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+
+class ObjectStore(Protocol):
+    """A folder or bucket prefix that holds a data set. Keys are relative, with `/`, never `..`.
+
+    An object is written whole and never changed: `put` of other bytes under an existing key is
+    not used by this project, `create` refuses it.
+    """
+
+    url: str
+
+    def get(self, key: str) -> bytes:
+        """Return the object; `KeyError` if there is none."""
+        ...
+
+    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return the bytes [start, stop) of each range; `KeyError` if there is no such object."""
+        ...
+
+    def size(self, key: str) -> int:
+        """Return the object's length in bytes; `KeyError` if there is none."""
+        ...
+
+    def put(self, key: str, data: bytes | Iterable[bytes], *, durable: bool = True) -> None:
+        """Write an object atomically, replacing any; `durable` also flushes it to the disk."""
+        ...
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object only if there is none; return whether this call wrote it."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Yield the keys below a prefix, sorted."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object; nothing happens if there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What a server or file system says of a file."""
+
+    size_bytes: int
+    etag: str | None
+
+
+class ByteSource(Protocol):
+    """Reads files of scenes, wherever they are: `pipeline.sources.http.open_source`.
+
+    Every failure is `TryAgain` or `GiveUp` with its class; retries, limits and signing happen
+    inside. Hrefs are unsigned. Safe to use from several threads.
+    """
+
+    def stat(self, href: str) -> Stat:
+        """Return length and entity tag."""
+        ...
+
+    def ranges(self, href: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return the bytes [start, stop) of each range; near ones are fetched in one request."""
+        ...
+
+    @property
+    def requests(self) -> int:
+        """Requests made so far."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one task: its result, or the error that ended it."""
+
+    item: Any
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Engine(Protocol):
+    """Runs one function over many items on some machines; knows nothing of what it runs."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def run(
+        self, function: Callable[[Any], Any], items: Iterable[Any], *, in_flight: int | None = None
+    ) -> Iterator[Outcome]:
+        """Yield outcomes as they come; `items` is consumed lazily, so it may grow meanwhile."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """How many tasks can run at once."""
+        ...

@@ -1,0 +1,288 @@
+"""Read and check product files and the lattices they name."""
+
+from __future__ import annotations
+
+import csv
+import tomllib
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import RecipeError
+
+#: Codes of the common mask legend, the same for every product (design, section 6).
+LEGEND = {
+    "fill": 0,
+    "land": 1,
+    "water": 2,
+    "snow": 3,
+    "thin-cloud": 4,
+    "cloud": 5,
+    "cloud-shadow": 6,
+    "defective": 7,
+    "valid": 8,
+}
+LegendName = Literal[
+    "fill", "land", "water", "snow", "thin-cloud", "cloud", "cloud-shadow", "defective", "valid"
+]
+
+#: Stored where a product delivered nothing, in signed 16-bit arrays.
+FILL_INT16 = -32768
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Lattice(_Strict):
+    """Where the pixel edges of a product lie in a UTM zone."""
+
+    id: str
+    """Short name, part of every cell id: `s2r10`."""
+    pixel_m: float = Field(gt=0)
+    """Pixel size in metres, in x and y."""
+    x_phase_m: float
+    """Easting of any pixel edge, modulo `pixel_m`."""
+    y_phase_north_m: float
+    """Northing of any pixel edge north of the equator, modulo `pixel_m`."""
+    y_phase_south_m: float
+    """The same south of it, with the northing counted from the equator (negative)."""
+
+
+class Band(_Strict):
+    """One band of a product as delivered."""
+
+    name: str
+    """Name in the data set, unique in the product."""
+    index: int = Field(default=1, ge=1)
+    """1-based position in its asset, where one asset holds several bands."""
+    wavelength_nm: float | None = None
+    """Centre wavelength in nanometres; None for labels and radar."""
+    fwhm_nm: float | None = None
+    """Full width at half maximum in nanometres."""
+    pixel_m: float = Field(gt=0)
+    """Native pixel size in metres."""
+    default: bool = True
+    """Whether `bands = "default"` takes it."""
+
+
+class MaskLayer(_Strict):
+    """One quality layer, as one delivered raster band."""
+
+    name: str
+    """Name used by the rules below; a provider's `assets` say which file it is."""
+    pixel_m: float = Field(gt=0)
+    """Native pixel size in metres."""
+    index: int = Field(default=1, ge=1)
+    """1-based band in its asset."""
+    shift_bits: int = Field(default=0, ge=0, le=31)
+    """Where its value is packed in `mask_native` (value << shift_bits, layers or-ed together)."""
+    width_bits: int = Field(default=8, ge=1, le=32)
+    """How many bits its value needs; a delivered value that does not fit is an error."""
+    optional: bool = False
+    """A scene without it is still usable (the rules that name it never match)."""
+
+
+class MaskRule(_Strict):
+    """One line of the order of precedence: the first rule that matches a pixel decides it."""
+
+    layer: str
+    values: tuple[int, ...] | None = None
+    """Matches these values ..."""
+    bits: int | None = None
+    """... or any of these bits."""
+    code: LegendName
+    """What a matching pixel becomes in the common legend."""
+
+    @model_validator(mode="after")
+    def _one_test(self) -> MaskRule:
+        if (self.values is None) == (self.bits is None):
+            raise ValueError("a mask rule has either `values` or `bits`")
+        return self
+
+
+class BandAsset(_Strict):
+    """Which file of a provider holds a band or mask layer at which pixel size."""
+
+    asset: str
+    """Asset key in the provider's items."""
+    pixel_m: float | None = None
+    """Pixel size of that file; None: the band's native one."""
+
+
+class Offset(_Strict):
+    """A number added to delivered values by the processor, to be removed exactly."""
+
+    from_baseline: str
+    """First processing baseline that has it (compared as numbers, part by part)."""
+    add: int
+    """What must be added to a delivered value to remove it: -1000 for Sentinel-2 from 04.00."""
+
+
+class ProviderFacts(_Strict):
+    """How one provider serves this product: names only; URL and limits are in providers.toml."""
+
+    collection: str
+    """Collection id in its catalogue."""
+    assets: dict[str, tuple[BandAsset, ...]] = {}
+    """Band or mask layer name to the files that hold it. The key `*` serves every band without an
+    entry of its own (one file with all bands)."""
+    properties: dict[str, str] = {}
+    """Our word to the item's property: cloud_percent, datatake, tile, baseline, sun_elevation_deg,
+    offset_applied, quality."""
+    offset_applied: bool | None = None
+    """Whether this provider has already removed the offset: True, False, or None when only the
+    item's `offset_applied` property says so."""
+
+
+class Product(_Strict):
+    """A sensor at a processing level: everything the code needs to know about it."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    title: str
+    kind: Literal["image", "labels"] = "image"
+    """`labels`: class codes, one band, nearest only, never scaled."""
+    temporal: Literal["dated", "static"] = "dated"
+    """`static`: one acquisition serves every slot (label maps, terrain)."""
+    lattice: str
+    """Lattice of its finest band (lattices.toml)."""
+    stored_dtype: Literal["int16", "uint16", "uint8", "float32"] = "int16"
+    """Type in the shards."""
+    nodata: float | None = None
+    """Delivered value that means nothing was seen; None: none is set aside."""
+    saturated: float | None = None
+    """Delivered value that means saturated."""
+    scale: float = 1.0
+    """Physical value = stored * scale + offset."""
+    offset: float = 0.0
+    unit: str = "1"
+    """Unit of the physical value (UCUM; `1` for reflectance)."""
+    settling_days: float = 0
+    """How long after its end a window may still gain scenes."""
+    bands: tuple[Band, ...] = ()
+    bands_csv: str | None = None
+    """CSV beside the file with the columns of `Band`, for imaging spectrometers."""
+    mask_layers: tuple[MaskLayer, ...] = ()
+    mask_rules: tuple[MaskRule, ...] = ()
+    mask_default: LegendName = "valid"
+    """What no rule matched."""
+    offsets: tuple[Offset, ...] = ()
+    providers: dict[str, ProviderFacts] = {}
+    """Provider name (an entry of providers.toml) to its names for this product."""
+    classes: dict[str, str] = {}
+    """Labels only: code (as text) to class name."""
+    ignore_class: int | None = None
+    """Labels only: the code that means unlabelled."""
+    sources: tuple[str, ...] = Field(min_length=1)
+    """Where the numbers come from."""
+
+    def band(self, name: str) -> Band:
+        """Return the band of that name, or raise `RecipeError` naming what exists."""
+        for band in self.bands:
+            if band.name == name:
+                return band
+        known = ", ".join(b.name for b in self.bands)
+        raise RecipeError(f"product {self.id} has no band {name!r}; it has: {known}.")
+
+    @property
+    def fill(self) -> float:
+        """What the shards hold where nothing was seen."""
+        if self.stored_dtype == "int16":
+            return FILL_INT16
+        if self.stored_dtype == "float32":
+            return float("nan")
+        return 0 if self.ignore_class is None else self.ignore_class
+
+
+def product_ids() -> tuple[str, ...]:
+    """Return the ids of the built-in products, sorted."""
+    folder = files("pipeline.products")
+    names = (entry.name for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return tuple(sorted(n[:-5] for n in names if n != "lattices.toml"))
+
+
+def load_product(reference: str, *, beside: Path | None = None) -> Product:
+    """Read a product by built-in id, or by the path of a TOML file of the user's own.
+
+    Parameters
+    ----------
+    reference : str
+        `sentinel-2-l2a`, or a path ending in `.toml`, relative to `beside`.
+    beside : Path or None
+        Folder of the recipe that names it; None: the current folder.
+
+    Raises
+    ------
+    RecipeError
+        No such product, or its file does not fit the model; says which key and what is allowed.
+    """
+    if reference.endswith(".toml"):
+        path = Path(reference) if beside is None else beside / reference
+        if not path.is_file():
+            raise RecipeError(f"product file {path} does not exist.")
+        return _parse(path.read_text(), name=str(path), folder=path.parent)
+    return _built_in(reference)
+
+
+@cache
+def _built_in(reference: str) -> Product:
+    if reference not in product_ids():
+        raise RecipeError(
+            f"there is no product {reference!r}; built in are: {', '.join(product_ids())}. "
+            "A product of your own is named by the path of its TOML file."
+        )
+    folder = Path(str(files("pipeline.products")))
+    path = folder / f"{reference}.toml"
+    return _parse(path.read_text(), name=f"{reference}.toml", folder=folder)
+
+
+def _parse(text: str, *, name: str, folder: Path) -> Product:
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{name} is not valid TOML: {error}.") from error
+    if "bands_csv" in values:
+        with (folder / values["bands_csv"]).open(newline="") as rows:
+            values["bands"] = [
+                {key: value for key, value in row.items() if value != ""}
+                for row in csv.DictReader(line for line in rows if not line.startswith("#"))
+            ]
+    try:
+        product = Product.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(explain(error, name)) from error
+    lattice(product.lattice)
+    return product
+
+
+@cache
+def lattices() -> dict[str, Lattice]:
+    """Return every known lattice by id."""
+    text = files("pipeline.products").joinpath("lattices.toml").read_text()
+    return {key: Lattice(id=key, **value) for key, value in tomllib.loads(text).items()}
+
+
+def lattice(name: str) -> Lattice:
+    """Return the lattice of that name, or raise `RecipeError` naming the known ones."""
+    try:
+        return lattices()[name]
+    except KeyError:
+        known = ", ".join(lattices())
+        raise RecipeError(f"there is no lattice {name!r}; known are: {known}.") from None
+
+
+def explain(error: ValidationError, name: str) -> str:
+    """Turn pydantic's errors into one paragraph: file, key, what is wrong, what was found."""
+    parts = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(step) for step in problem["loc"]) or "(the whole file)"
+        if problem["type"] == "missing":
+            parts.append(f"`{key}` is missing")
+        elif problem["type"] == "extra_forbidden":
+            parts.append(f"`{key}` is not a known key")
+        else:
+            parts.append(f"`{key}`: {problem['msg']} (found {problem['input']!r})"[:300])
+    return f"{name}: " + "; ".join(parts) + "."

@@ -1,0 +1,1 @@
+"""The workbench: arithmetic on lattices and pixels; no network, no decisions."""

@@ -1,0 +1,1 @@
+"""The foremen: one file per command; they join recipe, engine, stages and store."""

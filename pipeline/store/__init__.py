@@ -1,0 +1,1 @@
+"""The door to the disk: objects, layout, tables, shards, commits, ledger, reader."""

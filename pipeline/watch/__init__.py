@@ -1,0 +1,1 @@
+"""Progress for people: live bars on a terminal, plain log lines elsewhere."""
