@@ -1,0 +1,419 @@
+"""The front door: one command per stage, and no decisions.
+
+Heavy imports happen inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.errors import RecipeError, TerrashardError
+
+if TYPE_CHECKING:
+    from pipeline.ports import Engine, ObjectStore
+    from pipeline.recipe import LoadedRecipe
+
+app = typer.Typer(
+    name="terrashard",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Curate EnMAP, Sentinel and Landsat archives into Zarr shards, and pretrain on them.",
+    epilog="Stages in order: sample, search, plan, extract, publish, pretrain, evaluate. "
+    "Exit codes: 0 done, 2 edit the recipe, 65 stored facts contradict, 69 gave up, 75 try again.",
+)
+
+RecipeArg = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A TOML file, or a built-in recipe's name.")
+]
+RootOption = Annotated[
+    str | None,
+    typer.Option(
+        "--root",
+        metavar="URL",
+        help="Where the data set lives: a folder, s3://, gs:// or az://. [default: data/<name>]",
+    ),
+]
+CutoffOption = Annotated[
+    datetime | None,
+    typer.Option(
+        formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"],
+        help="Plan only slots that were closed by then (UTC). [default: all of the period]",
+    ),
+]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="A running Dask scheduler, e.g. tcp://scheduler:8786."),
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Local worker processes. [default: one per core]")
+]
+SerialOption = Annotated[
+    bool, typer.Option("--serial", help="No workers: run in this process (debugging).")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, or cuda.")]
+
+
+# --- the stages ------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: terrashard sample demo --root data/demo")
+def sample(recipe: RecipeArg, root: RootOption = None) -> None:
+    """Choose the places: write the locations table."""
+    from pipeline.run.sample import run_sample
+
+    loaded, store = _open(recipe, root)
+    _say(run_sample(loaded, store))
+
+
+@app.command(epilog="Example: terrashard search demo --root data/demo")
+def search(recipe: RecipeArg, root: RootOption = None) -> None:
+    """Find what exists there: write the scenes table (metadata only)."""
+    from pipeline.run.search import run_search
+
+    loaded, store = _open(recipe, root)
+    _say(run_search(loaded, store))
+
+
+@app.command(epilog="Example: terrashard plan demo --dry-run --mbit-per-s 200")
+def plan(
+    recipe: RecipeArg,
+    root: RootOption = None,
+    cutoff: CutoffOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it would cost; write nothing.")
+    ] = False,
+    mbit_per_s: Annotated[
+        float, typer.Option(min=0.001, help="Bandwidth for the estimate of hours.")
+    ] = 100,
+) -> None:
+    """Lock what goes into which shard: write a plan (no network)."""
+    from pipeline.run.plan import run_plan
+
+    loaded, store = _open(recipe, root)
+    report = run_plan(loaded, store, cutoff=cutoff, dry_run=dry_run)
+    _say(report)
+    if report.estimate is not None:
+        typer.echo(f"hours at {mbit_per_s:g} Mbit/s  {report.estimate.hours(mbit_per_s):.2f}")
+
+
+@app.command(epilog="Example: terrashard extract demo --workers 2")
+def extract(
+    recipe: RecipeArg,
+    root: RootOption = None,
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
+    serial: SerialOption = False,
+) -> None:
+    """Read pixels and write shards; run it again to resume."""
+    from pipeline.run.extract import run_extract
+    from pipeline.watch.progress import Progress
+
+    loaded, store = _open(recipe, root)
+    with Progress() as progress, _engine(workers, scheduler, serial, progress) as engine:
+        report = run_extract(loaded, store, engine, progress=progress)
+    _say(report)
+
+
+@app.command(epilog="Example: terrashard publish demo")
+def publish(recipe: RecipeArg, root: RootOption = None) -> None:
+    """Make a version: index, statistics and splits of what was written."""
+    from pipeline.run.publish import run_publish
+
+    loaded, store = _open(recipe, root)
+    _say(run_publish(loaded, store))
+
+
+@app.command(epilog="Example: terrashard pretrain demo --device cpu")
+def pretrain(
+    recipe: RecipeArg,
+    root: RootOption = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model. [default: method]")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not resume a checkpoint.")] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Learn from a published version; run it again to resume."""
+    from pipeline.run.pretrain import run_pretrain
+    from pipeline.watch.progress import Progress
+
+    loaded, store = _open(recipe, root)
+    with Progress() as progress:
+        report = run_pretrain(
+            loaded, store, name=name, resume=not fresh, device=device, progress=progress
+        )
+    _say(report)
+
+
+@app.command(epilog="Example: terrashard evaluate demo --model moco-resnet18")
+def evaluate(
+    recipe: RecipeArg,
+    root: RootOption = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name of the model. [default: the newest]")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Probe what was learned, beside baselines on the same split."""
+    from pipeline.run.evaluate import run_evaluate
+    from pipeline.watch.progress import Progress
+
+    loaded, store = _open(recipe, root)
+    with Progress() as progress:
+        report = run_evaluate(loaded, store, model=model, device=device, progress=progress)
+    typer.echo(str(report))
+
+
+@app.command(epilog="Example: terrashard run demo --root data/demo --until publish")
+def run(
+    recipe: RecipeArg,
+    root: RootOption = None,
+    until: Annotated[str | None, typer.Option(help="Last stage to run. [default: all]")] = None,
+    cutoff: CutoffOption = None,
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
+    serial: SerialOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Run every stage in the recipe's order; finished ones are skipped or resumed."""
+    from pipeline.run.everything import run_everything
+    from pipeline.watch.progress import Progress
+
+    loaded, store = _open(recipe, root)
+    with Progress() as progress:
+        for stage, report in run_everything(
+            loaded,
+            store,
+            engine=lambda: _engine(workers, scheduler, serial, progress),
+            until=until,
+            cutoff=cutoff,
+            device=device,
+            progress=progress,
+        ):
+            typer.echo(f"== {stage}")
+            _say(report)
+
+
+# --- around the recipe -----------------------------------------------------------------------
+
+
+@app.command(epilog="Example: terrashard check my-recipe.toml")
+def check(
+    recipe: RecipeArg,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Print only the stages, in order.")
+    ] = False,
+) -> None:
+    """Validate a recipe and print it resolved, defaults included."""
+    from pipeline.recipe import load_recipe
+    from pipeline.run.check import resolved
+
+    loaded = load_recipe(recipe)
+    typer.echo(" ".join(loaded.stages()) if stages else resolved(loaded))
+
+
+@app.command(epilog="Example: terrashard init demo my-recipe.toml")
+def init(
+    name: Annotated[str, typer.Argument(help="A built-in recipe (see `terrashard recipes`).")],
+    path: Annotated[
+        Path | None, typer.Argument(help="File to write. [default: <name>.toml]")
+    ] = None,
+) -> None:
+    """Copy a built-in recipe to start from; never overwrites."""
+    from pipeline.run.check import copy_recipe
+
+    typer.echo(f"wrote {copy_recipe(name, path)}")
+
+
+@app.command(epilog="Example: terrashard recipes")
+def recipes() -> None:
+    """List the built-in recipes."""
+    from pipeline.recipe import load_recipe, recipe_names
+
+    for name in recipe_names():
+        typer.echo(f"{name:<24} {load_recipe(name).recipe.description}")
+
+
+@app.command(epilog="Example: terrashard products sentinel-2-l2a")
+def products(
+    product: Annotated[str | None, typer.Argument(help="Show one product's bands.")] = None,
+) -> None:
+    """List the products, or the bands, mask rules and providers of one."""
+    from pipeline.run.check import describe_product, list_products
+
+    typer.echo(describe_product(product) if product else list_products())
+
+
+# --- around a data set -----------------------------------------------------------------------
+
+
+@app.command(epilog="Example: terrashard status demo")
+def status(recipe: RecipeArg, root: RootOption = None) -> None:
+    """Account for every planned patch: written, rejected (why), failed (class), pending."""
+    from pipeline.run.status import run_status
+
+    _, store = _open(recipe, root)
+    _say(run_status(store))
+
+
+@app.command(epilog="Example: terrashard retry demo --only timeout --only throttled")
+def retry(
+    recipe: RecipeArg,
+    root: RootOption = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Failure classes to try again. [default: all]")
+    ] = None,
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
+    serial: SerialOption = False,
+) -> None:
+    """Try the failed patches again: a new revision of their shards."""
+    from pipeline.run.retry import run_retry
+    from pipeline.watch.progress import Progress
+
+    loaded, store = _open(recipe, root)
+    with Progress() as progress, _engine(workers, scheduler, serial, progress) as engine:
+        report = run_retry(loaded, store, engine, classes=only, progress=progress)
+    _say(report)
+
+
+@app.command(epilog="Example: terrashard verify demo --share 0.05")
+def verify(
+    recipe: RecipeArg,
+    root: RootOption = None,
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of patches read again from their source.")
+    ] = 0.01,
+    seed: Annotated[int, typer.Option(help="Which patches are drawn.")] = 0,
+) -> None:
+    """Hash every shard again, add the ledger up, compare some patches with their source."""
+    from pipeline.run.verify import run_verify
+
+    loaded, store = _open(recipe, root)
+    _say(run_verify(loaded, store, share=share, seed=seed))
+
+
+@app.command(epilog="Example: terrashard schemas schemas")
+def schemas(folder: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:
+    """Write the JSON Schemas of the recipe, of product files and of every table."""
+    from pipeline.run.schemas import write_schemas
+
+    for path in write_schemas(folder):
+        typer.echo(str(path))
+
+
+# --- a simulated archive ---------------------------------------------------------------------
+
+
+@app.command(epilog="Example: terrashard simulate data/simulated-archive")
+def simulate(
+    folder: Annotated[str, typer.Argument(help="Folder to write to.")],
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="LOCATIONS",
+            help="Write a published data set of so many locations instead of scenes.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed, another planet.")] = 0,
+) -> None:
+    """Make an archive whose every pixel is a known function of place, time and band."""
+    from pipeline.run.simulate import run_simulate
+    from pipeline.watch.progress import Progress
+
+    with Progress() as progress:
+        report = run_simulate(folder, shards=shards, seed=seed, progress=progress)
+    _say(report)
+
+
+@app.command(epilog="Example: terrashard serve data/simulated-archive --port 8790")
+def serve(
+    folder: Annotated[Path, typer.Argument(help="An archive made by `simulate`.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8790,
+) -> None:
+    """Serve a simulated archive on loopback: STAC item search and range requests."""
+    from pipeline.run.serve import run_serve
+
+    run_serve(folder, port=port, say=typer.echo)
+
+
+# --- the frame -------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every expected error becomes one paragraph and its exit code.
+
+    `--debug` anywhere on the line shows the traceback instead.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    try:
+        app(args=arguments, prog_name="terrashard")
+    except TerrashardError as error:
+        if debug:
+            raise
+        typer.echo(f"terrashard: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("terrashard: stopped; run the same command again to go on.", err=True)
+        sys.exit(130)
+
+
+def _open(recipe: str, root: str | None) -> tuple[LoadedRecipe, ObjectStore]:
+    from pipeline.recipe import load_recipe
+    from pipeline.store.objects import open_store
+
+    loaded = load_recipe(recipe)
+    return loaded, open_store(root if root is not None else f"data/{loaded.name}")
+
+
+def _engine(workers: int | None, scheduler: str | None, serial: bool, progress: Any) -> Engine:
+    if serial:
+        if workers is not None or scheduler is not None:
+            raise RecipeError("--serial runs in this process: leave --workers and --scheduler out.")
+        from pipeline.engine.serial import SerialEngine
+
+        return SerialEngine()
+    from pipeline.engine.dask import DaskEngine
+
+    engine = DaskEngine(workers=workers, scheduler=scheduler)
+    engine.announce = progress.note
+    return engine
+
+
+def _say(report: Any) -> None:
+    for name, value in _lines(report):
+        typer.echo(f"{name:<28} {value}")
+
+
+def _lines(report: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Flatten a report into words and values, one line each."""
+    if is_dataclass(report):
+        pairs = [(field.name, getattr(report, field.name)) for field in fields(report)]
+    elif isinstance(report, dict):
+        pairs = list(report.items())
+    else:
+        return [(prefix.strip(), str(report))]
+    lines = []
+    for name, value in pairs:
+        if value is None:
+            continue
+        label = f"{prefix}{name}".replace("_", " ")
+        if is_dataclass(value) or isinstance(value, dict):
+            lines += _lines(value, f"{label} ")
+        elif isinstance(value, float):
+            lines.append((label, f"{value:,.4g}"))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            lines.append((label, f"{value:,}"))
+        else:
+            lines.append((label, str(value)))
+    return lines

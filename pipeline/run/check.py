@@ -1,0 +1,82 @@
+"""Look at recipes and products without touching a data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipeline.errors import RecipeError
+from pipeline.products.catalogue import Product, load_product, product_ids
+from pipeline.recipe import LoadedRecipe, load_recipe
+
+
+def resolved(loaded: LoadedRecipe) -> str:
+    """Return a recipe as indented JSON with its defaults, and what follows from it."""
+    values = loaded.recipe.model_dump(mode="json", exclude_none=True)
+    values["resolved"] = {
+        "identity": loaded.identity,
+        "stages": loaded.stages(),
+        "cell_m": loaded.cell_m,
+        "products": {
+            key: {
+                "bands": len(loaded.bands(key)),
+                "pixel_m": loaded.pixel_m(key),
+                "size_px": loaded.size_px(key),
+            }
+            for key in loaded.products
+        },
+    }
+    return json.dumps(values, indent=2)
+
+
+def copy_recipe(name: str, path: Path | None) -> Path:
+    """Copy a built-in recipe to a new file and return its path; `RecipeError` if it exists."""
+    loaded = load_recipe(name)
+    target = path if path is not None else Path(f"{name}.toml")
+    if target.exists():
+        raise RecipeError(f"{target} exists already; name another file.")
+    target.write_text((loaded.folder / f"{name}.toml").read_text())
+    return target
+
+
+def list_products() -> str:
+    """Return a line per built-in product: id, kind, bands, finest pixel, providers."""
+    lines = [f"{'product':<22} {'kind':<7} {'bands':>5}  {'pixel':>6}  {'lattice':<10} providers"]
+    for key in product_ids():
+        facts = load_product(key)
+        finest = min(band.pixel_m for band in facts.bands)
+        lines.append(
+            f"{key:<22} {facts.kind:<7} {len(facts.bands):>5}  {finest:>4g} m  "
+            f"{facts.lattice:<10} {', '.join(facts.providers)}"
+        )
+    return "\n".join(lines)
+
+
+def describe_product(reference: str) -> str:
+    """Return the bands, mask rules and sources of one product as text."""
+    facts = load_product(reference)
+    lines = [f"{facts.id}: {facts.title}", f"stored {facts.stored_dtype}, {_scale(facts)}", ""]
+    lines.append(f"{'band':<8} {'nm':>8} {'fwhm':>6} {'pixel':>6}  default")
+    for band in facts.bands:
+        centre = f"{band.wavelength_nm:8.1f}" if band.wavelength_nm is not None else f"{'':8}"
+        width = f"{band.fwhm_nm:6.1f}" if band.fwhm_nm is not None else f"{'':6}"
+        default = "yes" if band.default else "no"
+        lines.append(f"{band.name:<8} {centre} {width} {band.pixel_m:>4g} m  {default}")
+    if facts.mask_rules:
+        lines += ["", "mask, first match wins:"]
+        for rule in facts.mask_rules:
+            test = (
+                f"in {', '.join(map(str, rule.values))}"
+                if rule.values is not None
+                else f"has any bit of {rule.bits:#x}"
+            )
+            lines.append(f"  {rule.layer} {test} -> {rule.code}")
+        lines.append(f"  otherwise -> {facts.mask_default}")
+    for code, name in facts.classes.items():
+        lines.append(f"class {code}: {name}")
+    lines += ["", "sources:", *(f"  {source}" for source in facts.sources)]
+    return "\n".join(lines)
+
+
+def _scale(facts: Product) -> str:
+    return f"value = stored * {facts.scale:g} + {facts.offset:g} (unit {facts.unit})"

@@ -1,0 +1,86 @@
+"""Run every stage of a recipe, in the recipe's own order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any
+
+from pipeline.errors import RecipeError
+from pipeline.ports import Engine, ObjectStore
+from pipeline.recipe import LoadedRecipe
+from pipeline.watch.progress import Progress
+
+
+def run_everything(
+    loaded: LoadedRecipe,
+    store: ObjectStore,
+    *,
+    engine: Callable[[], Engine],
+    until: str | None = None,
+    cutoff: datetime | None = None,
+    device: str = "auto",
+    progress: Progress,
+) -> Iterator[tuple[str, Any]]:
+    """Yield (stage, report) after each stage.
+
+    Parameters
+    ----------
+    engine : callable
+        Makes the engine, only when `extract` needs it.
+    until : str or None
+        Last stage to run.
+
+    Raises
+    ------
+    RecipeError
+        `until` is not a stage of this recipe.
+    """
+    stages = loaded.stages()
+    if until is not None and until not in stages:
+        raise RecipeError(
+            f"recipe {loaded.name} has no stage {until!r}; its stages are: {', '.join(stages)}."
+        )
+    for stage in stages:
+        yield stage, _run(stage, loaded, store, engine, cutoff, device, progress)
+        if stage == until:
+            return
+
+
+def _run(
+    stage: str,
+    loaded: LoadedRecipe,
+    store: ObjectStore,
+    engine: Callable[[], Engine],
+    cutoff: datetime | None,
+    device: str,
+    progress: Progress,
+) -> Any:
+    if stage == "sample":
+        from pipeline.run.sample import run_sample
+
+        return run_sample(loaded, store)
+    if stage == "search":
+        from pipeline.run.search import run_search
+
+        return run_search(loaded, store)
+    if stage == "plan":
+        from pipeline.run.plan import run_plan
+
+        return run_plan(loaded, store, cutoff=cutoff)
+    if stage == "extract":
+        from pipeline.run.extract import run_extract
+
+        with engine() as machines:
+            return run_extract(loaded, store, machines, progress=progress)
+    if stage == "publish":
+        from pipeline.run.publish import run_publish
+
+        return run_publish(loaded, store)
+    if stage == "pretrain":
+        from pipeline.run.pretrain import run_pretrain
+
+        return run_pretrain(loaded, store, device=device, progress=progress)
+    from pipeline.run.evaluate import run_evaluate
+
+    return run_evaluate(loaded, store, device=device, progress=progress)
