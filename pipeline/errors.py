@@ -78,7 +78,7 @@ class GiveUp(TerrashardError):
 
 
 class IntegrityError(TerrashardError):
-    """Stored facts contradict one another (digests, ledger sums, lock): stop, look, do not write."""
+    """Stored facts contradict one another (digests, ledger sums, lock): stop and look."""
 
     exit_code = 65
 

@@ -25,7 +25,11 @@ EXTENT: dict[str, Any] = {"extent": True}
 
 class _Strict(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        validate_default=True,  # else a default 0 and a written 0.0 hash differently
     )
 
 
@@ -272,7 +276,7 @@ class Evaluate(_Strict):
     labels: str
     """Label product of the same recipe."""
     window_px: int | None = None
-    """Edge of the windows that are classified, in pixels of the image product; None: whole patch."""
+    """Edge of the classified windows in pixels of the image product; None: the whole patch."""
     min_label_fraction: float = Field(default=0.5, ge=0, le=1)
     """Least share of a window that its majority label must cover."""
     knn: int = Field(default=5, ge=1)

@@ -2,7 +2,7 @@
 
 Each class is the row type of one table; `pipeline.store.tables` derives the Arrow schema from it
 and `schemas/` holds its JSON Schema. Stages pass whole Arrow tables of these rows, because there
-are millions; the classes are for reading, for single rows, and as the one definition of the columns.
+are millions; the classes are for reading, for single rows, and the one definition of columns.
 
 Times are UTC. `geometry` columns are WKB polygons in longitude, latitude (OGC:CRS84).
 """
@@ -25,8 +25,8 @@ class Location:
     __pydantic_config__ = _DOCSTRINGS
 
     location: str
-    """Cell id, its position: `<zone>-<lattice>-<size_px>-<col>-<row>` (`33N-s2r10-264-00152-02121`).
-    Rows count away from the equator. Free cells (`snap = "scene"`) have `p` before the numbers,
+    """Cell id, its position: `<zone>-<lattice>-<size_px>-<col>-<row>`, for example
+    `33N-s2r10-264-00152-02121`. Rows count away from the equator. Free cells (`snap = "scene"`) have `p` before the numbers,
     which then count pixels from the lattice origin to the corner nearest the origin."""
     index: int
     """Index of the draw that took the cell (a pure function of seed and index)."""

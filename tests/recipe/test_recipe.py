@@ -1,0 +1,155 @@
+"""A recipe is checked at the door: what it says, what it is, and in which order it runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import RecipeError
+from pipeline.recipe import LoadedRecipe, load_recipe, recipe_names
+
+PRODUCT = """
+id = "{id}"
+title = "A test product"
+lattice = "s2r10"
+nodata = 0
+sources = ["made up for this test"]
+bands = [
+  {{ name = "fine", pixel_m = 10, wavelength_nm = 490 }},
+  {{ name = "coarse", pixel_m = 60, wavelength_nm = 443, default = {coarse} }},
+]
+"""
+
+RECIPE = """
+name = "test"
+[sample]
+strategy = "uniform"
+count = 10
+[cell]
+lattice = "s2r10"
+size_px = 264
+[slots]
+kind = "months"
+start = 2021-01-01
+end = 2021-04-01
+[[product]]
+id = "a.toml"
+path = "scenes"
+[[product]]
+id = "b.toml"
+path = "scenes"
+follows = "a.toml"
+"""
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    (tmp_path / "a.toml").write_text(PRODUCT.format(id="a", coarse="true"))
+    (tmp_path / "b.toml").write_text(PRODUCT.format(id="b", coarse="false"))
+
+    def _load(*changes: tuple[str, str], more: str = "") -> LoadedRecipe:
+        text = RECIPE
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "recipe.toml"
+        path.write_text(text + more)
+        return load_recipe(path)
+
+    return _load
+
+
+def test_products_are_known_by_their_own_ids_and_leaders(load):
+    loaded = load()
+    assert list(loaded.products) == ["a", "b"]
+    assert loaded.leader == {"a": "a", "b": "a"}
+    assert loaded.bands("a") == ("fine", "coarse")
+    assert loaded.bands("b") == ("fine",)
+    assert loaded.size_px("a") == 264
+    assert loaded.cell_m == 2640
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("count = 10", "cuont = 10"), r"sample\.uniform\.cuont.* is not a known key"),
+        (("count = 10", "count = 0"), r"count.*greater than or equal to 1.*found 0"),
+        (("kind =", "kynd ="), r"slots.*kind"),
+        (('follows = "a.toml"', 'follows = "c.toml"'), r"follows 'c\.toml'.* not one of: a\.toml"),
+        (('id = "b.toml"', 'id = "a.toml"'), r"'a\.toml' is listed twice"),
+        (('id = "a.toml"', 'id = "nothing.toml"'), r"follows 'a\.toml'"),
+        (('lattice = "s2r10"', 'lattice = "s2"'), r"no lattice 's2'; known are: .*s2r10"),
+        (("size_px = 264", "size_px = 100"), r"1000 m is not a whole number of the 60 m pixels"),
+        (('path = "scenes"\nfollows', "follows"), r"needs `path`"),
+        (("end = 2021-04-01", "end = soon"), r"not valid TOML"),
+    ],
+)
+def test_a_wrong_recipe_says_which_key_and_what_is_allowed(load, change, said):
+    with pytest.raises(RecipeError) as raised:
+        load(change)
+    assert re.search(said, str(raised.value)), str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("count = 10", "count = 99"),
+        ("end = 2021-04-01", "end = 2031-04-01"),
+        ('path = "scenes"\nfollows', 'path = "elsewhere"\nfollows'),
+        ('name = "test"', 'name = "test"\ndescription = "words"'),
+    ],
+)
+def test_growing_does_not_change_what_a_data_set_is(load, change):
+    assert load(change).identity == load().identity
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("size_px = 264", "size_px = 132"),
+        ('name = "test"', 'name = "test"\nseed = 1'),
+        ('kind = "months"', 'kind = "seasons"'),
+        ('follows = "a.toml"', 'follows = "a.toml"\nmax_cloud_fraction = 0.1'),
+    ],
+)
+def test_other_rules_make_another_data_set(load, change):
+    assert load(change).identity != load().identity
+
+
+def test_another_product_file_makes_another_data_set(load, tmp_path):
+    before = load().identity
+    (tmp_path / "b.toml").write_text(PRODUCT.format(id="b", coarse="false") + "scale = 2.0\n")
+    assert load().identity != before
+
+
+def test_training_is_not_part_of_what_a_data_set_is(load):
+    assert load(more='[pretrain]\nmethod = "mae"\n').identity == load().identity
+
+
+def test_a_recipe_survives_its_own_dump(load):
+    loaded = load(more="[pretrain]\nsteps = 3\n")
+    again = LoadedRecipe.restore(loaded.dump())
+    assert again.recipe == loaded.recipe
+    assert again.products == loaded.products
+    assert again.identity == loaded.identity
+    assert again.leader == loaded.leader
+
+
+def test_what_exists_is_searched_before_it_is_tiled(load):
+    ordinary = load().stages()
+    tiled = load(('"uniform"\ncount = 10', '"scenes"\nproduct = "a.toml"')).stages()
+    assert ordinary == ("sample", "search", "plan", "extract", "publish")
+    assert tiled[:2] == ("search", "sample")
+    assert load(more="[pretrain]\n").stages()[-1] == "pretrain"
+
+
+def test_an_unknown_name_lists_the_built_in_recipes():
+    with pytest.raises(RecipeError, match="built in are: .*demo"):
+        load_recipe("no-such-recipe")
+
+
+def test_every_built_in_recipe_loads_and_describes_itself():
+    for name in recipe_names():
+        loaded = load_recipe(name)
+        assert loaded.recipe.name == name
+        assert loaded.recipe.description
