@@ -1,0 +1,170 @@
+"""Where everything lies in a root: names of keys, and who the root belongs to.
+
+::
+
+    dataset.json                              name and identity, written by the first stage
+    locations/000001.parquet                  Location
+    scenes/000001.parquet                     Scene; beside it 000001.unusable.parquet (Unusable)
+    plans/000001.parquet                      PlannedPatch; beside it 000001.scenes.parquet (Scene)
+    plans/000001.json                         the lock's header, written last
+    shards/p000001-s00042/r1/<product>/...    one Zarr group per revision
+    commits/p000001-s00042/r1.parquet         the shard exists when this does
+    versions/000001.json                      a published version; beside it versions/000001/
+    models/<name>/...                         what was trained on a version
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from pipeline.errors import IntegrityError, RecipeError
+from pipeline.ports import ObjectStore
+from pipeline.recipe import LoadedRecipe
+
+DATASET = "dataset.json"
+LOCATIONS = "locations"
+SCENES = "scenes"
+PLANS = "plans"
+SHARDS = "shards"
+COMMITS = "commits"
+VERSIONS = "versions"
+MODELS = "models"
+
+#: Version of this layout, kept in `dataset.json`.
+FORMAT = 1
+
+_SHARD = re.compile(r"p(\d{6})-s(\d{5,})")
+_NUMBER = re.compile(r"(\d{6,})(?:\..+)?")
+_COMMIT = re.compile(COMMITS + r"/(p\d{6}-s\d{5,})/r([1-9]\d*)\.parquet")
+
+
+def numbered(folder: str, number: int, suffix: str = "") -> str:
+    """Return the key of a numbered table: `locations/000001.parquet`, with a suffix
+    `scenes/000001.unusable.parquet`."""
+    return f"{folder}/{number:06d}{'.' + suffix if suffix else ''}.parquet"
+
+
+def number_of(folder: str, key: str) -> int | None:
+    """Return the number of a key that lies directly in a folder of numbered things, else None."""
+    name = key.removeprefix(folder + "/").split("/")[0]
+    match = _NUMBER.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def plan(number: int) -> str:
+    """Return the key of a plan's patches."""
+    return numbered(PLANS, number)
+
+
+def plan_scenes(number: int) -> str:
+    """Return the key of the scenes a plan names."""
+    return numbered(PLANS, number, "scenes")
+
+
+def plan_header(number: int) -> str:
+    """Return the key of a plan's header: the plan exists when this does."""
+    return f"{PLANS}/{number:06d}.json"
+
+
+def shard_name(plan_number: int, shard: int) -> str:
+    """Return the name of a shard: `p000001-s00042`."""
+    return f"p{plan_number:06d}-s{shard:05d}"
+
+
+def parse_shard(name: str) -> tuple[int, int]:
+    """Return plan and shard number of a shard's name.
+
+    Raises
+    ------
+    IntegrityError
+        It is no such name.
+    """
+    match = _SHARD.fullmatch(name)
+    if match is None:
+        raise IntegrityError(f"{name!r} is not the name of a shard, such as `p000001-s00042`.")
+    return int(match[1]), int(match[2])
+
+
+def shard_folder(name: str, revision: int) -> str:
+    """Return the folder of a shard revision: `shards/p000001-s00042/r1`."""
+    return f"{SHARDS}/{name}/r{revision}"
+
+
+def commit(name: str, revision: int) -> str:
+    """Return the key of a commit record."""
+    return f"{COMMITS}/{name}/r{revision}.parquet"
+
+
+def parse_commit(key: str) -> tuple[str, int] | None:
+    """Return shard and revision of a commit's key; None if it is no such key."""
+    match = _COMMIT.fullmatch(key)
+    return (match[1], int(match[2])) if match else None
+
+
+def version(number: int) -> str:
+    """Return the key of a version's manifest: the version exists when this does."""
+    return f"{VERSIONS}/{number:06d}.json"
+
+
+def version_file(number: int, name: str) -> str:
+    """Return the key of a file of a version: `versions/000001/index.parquet`."""
+    return f"{VERSIONS}/{number:06d}/{name}"
+
+
+def model(name: str, file: str) -> str:
+    """Return the key of a model's file."""
+    return f"{MODELS}/{name}/{file}"
+
+
+def dump_json(value: Any) -> bytes:
+    """Return JSON as bytes that depend on the value alone."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(store: ObjectStore, key: str) -> dict[str, Any]:
+    """Return a JSON object of the root.
+
+    Raises
+    ------
+    KeyError
+        There is no such object.
+    IntegrityError
+        It is not a JSON object.
+    """
+    try:
+        value = json.loads(store.get(key))
+    except ValueError as error:
+        raise IntegrityError(f"{key} in {store.url} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise IntegrityError(f"{key} in {store.url} holds no JSON object.")
+    return value
+
+
+def claim(store: ObjectStore, loaded: LoadedRecipe) -> None:
+    """Make the root this recipe's, or make sure that it is.
+
+    The first stage writes `dataset.json`; every later one compares. Fields that may grow are not
+    part of the identity, so asking for more is fine, and asking for something else is not.
+
+    Raises
+    ------
+    RecipeError
+        The root belongs to another recipe, or to another format of this program.
+    """
+    mine = {"name": loaded.name, "identity": loaded.identity, "format": FORMAT}
+    if store.create(DATASET, dump_json(mine)):
+        return
+    found = read_json(store, DATASET)
+    if found.get("format") != FORMAT:
+        raise RecipeError(
+            f"{store.url} has format {found.get('format')!r}; this program reads {FORMAT}."
+        )
+    if found.get("identity") != loaded.identity:
+        raise RecipeError(
+            f"{store.url} belongs to the data set {found.get('name')!r} with identity "
+            f"{str(found.get('identity'))[:12]}, but recipe {loaded.name!r} has "
+            f"{loaded.identity[:12]}. Products, cell, lattice, seed and rules are frozen for a "
+            "root; counts, periods and limits may grow. Choose another root, or restore them."
+        )

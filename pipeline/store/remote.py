@@ -1,0 +1,125 @@
+"""A bucket prefix behind the same port as a folder, through obstore (imported when one is opened).
+
+A PUT of a bucket is atomic, and `create` is a PUT with `If-None-Match: *`. obstore retries
+throttling and server errors itself; what still fails is `TryAgain`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from pipeline.errors import GiveUp, TryAgain
+from pipeline.store.objects import checked
+
+T = TypeVar("T")
+
+#: Bytes of one part of a multipart upload; 10,000 parts are allowed, so objects up to 160 GB.
+_PART_BYTES = 16 * 2**20
+
+
+class RemoteStore:
+    """A bucket prefix. See `pipeline.ports.ObjectStore` for what each method promises."""
+
+    def __init__(self, url: str) -> None:
+        from obstore.store import from_url
+
+        self.url = url.rstrip("/")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+        plain: Any = {"allow_http": True} if endpoint.startswith("http://") else None
+        self._store: Any = from_url(self.url, config=None, client_options=plain)
+
+    def __reduce__(self) -> tuple[type[RemoteStore], tuple[str]]:
+        return RemoteStore, (self.url,)
+
+    def get(self, key: str) -> bytes:
+        import obstore
+
+        return self._call(key, lambda: bytes(obstore.get(self._store, key).bytes()))
+
+    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        import obstore
+
+        wanted = [(start, stop) for start, stop in ranges if stop > start]
+        starts, ends = [r[0] for r in wanted], [r[1] for r in wanted]
+        parts = iter(
+            self._call(key, lambda: obstore.get_ranges(self._store, key, starts=starts, ends=ends))
+            if wanted
+            else []
+        )
+        return [bytes(next(parts)) if stop > start else b"" for start, stop in ranges]
+
+    def size(self, key: str) -> int:
+        import obstore
+
+        return self._call(key, lambda: int(obstore.head(self._store, key)["size"]))
+
+    def put(self, key: str, data: bytes | Iterable[bytes], *, durable: bool = True) -> None:  # noqa: ARG002
+        import obstore
+
+        body: Any = data if isinstance(data, bytes) else _parts(data)
+        self._call(key, lambda: obstore.put(self._store, key, body, chunk_size=_PART_BYTES))
+
+    def create(self, key: str, data: bytes) -> bool:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        try:
+            self._call(
+                key,
+                lambda: obstore.put(
+                    self._store, key, bytes(data), mode="create", use_multipart=False
+                ),
+            )
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        import obstore
+
+        start = checked(prefix.rstrip("/")) if prefix.strip("/") else None
+        pages = obstore.list(self._store, start, chunk_size=1000)
+        keys = self._call(prefix, lambda: [item["path"] for page in pages for item in page])
+        yield from sorted(keys)
+
+    def delete(self, key: str) -> None:
+        import obstore
+
+        try:
+            self._call(key, lambda: obstore.delete(self._store, key))
+        except KeyError:
+            return
+
+    def _call(self, key: str, action: Callable[[], T]) -> T:
+        """Run one request; translate obstore's errors into ours."""
+        from obstore import exceptions
+
+        if key:
+            checked(key)
+        try:
+            return action()
+        except (exceptions.NotFoundError, FileNotFoundError):
+            raise KeyError(key) from None
+        except exceptions.AlreadyExistsError:
+            raise
+        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+            raise GiveUp(
+                f"{self.url}/{key} is not ours to use: {type(error).__name__}.", failure="forbidden"
+            ) from error
+        except exceptions.GenericError as error:
+            raise TryAgain(f"{self.url}/{key}: {str(error)[:300]}", failure="connection") from error
+
+
+def _parts(data: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the same bytes in parts as large as an upload's, so that small chunks cost nothing."""
+    batch: list[bytes] = []
+    length = 0
+    for part in data:
+        batch.append(part)
+        length += len(part)
+        if length >= _PART_BYTES:
+            yield b"".join(batch)
+            batch, length = [], 0
+    yield b"".join(batch)
