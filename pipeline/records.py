@@ -27,7 +27,8 @@ class Location:
     location: str
     """Cell id, its position: `<zone>-<lattice>-<size_px>-<col>-<row>`, for example
     `33N-s2r10-264-00152-02121`. Rows count away from the equator. Free cells
-    (`snap = "scene"`) have `p` before the numbers, which then count pixels from the lattice origin to the corner nearest the origin."""
+    (`snap = "scene"`) have `p` before the numbers, which then count pixels from the lattice
+    origin to the corner nearest the origin."""
     index: int
     """Index of the draw that took the cell (a pure function of seed and index)."""
     zone: str
