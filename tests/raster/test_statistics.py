@@ -38,7 +38,10 @@ def test_moments_are_the_textbooks(stored: np.ndarray, fill: np.ndarray) -> None
             assert found.maximum[band] == seen.max()
 
 
-@given(st.lists(st.tuples(PATCHES, FILLS), min_size=2, max_size=5), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.tuples(PATCHES, FILLS), min_size=2, max_size=5),
+    st.randoms(use_true_random=False),
+)
 def test_merging_in_any_order_equals_counting_at_once(
     patches: list[tuple[np.ndarray, np.ndarray]], random: Random
 ) -> None:
