@@ -86,6 +86,9 @@ class MaskLayer(_Strict):
     """How many bits its value needs; a delivered value that does not fit is an error."""
     optional: bool = False
     """A scene without it is still usable (the rules that name it never match)."""
+    per_band: bool = False
+    """One raster band for each image band, in the image's order: it counts defective values, takes
+    no part in the rules, and is not packed into `mask_native`."""
 
 
 class MaskRule(_Strict):
@@ -128,13 +131,20 @@ class ProviderFacts(_Strict):
     """How one provider serves this product: names only; URL and limits are in providers.toml."""
 
     collection: str
-    """Collection id in its catalogue."""
+    """Collection id in its catalogue; for `local`, the kind of folder: `safe`, `enmap-folder` or
+    `geotiff`."""
+    like: str | None = None
+    """Another provider of the same product, whose names hold for every key not given here."""
     assets: dict[str, tuple[BandAsset, ...]] = {}
     """Band or mask layer name to the files that hold it. The key `*` serves every band without an
     entry of its own (one file with all bands)."""
     properties: dict[str, str] = {}
-    """Our word to the item's property: cloud_percent, datatake, tile, baseline, sun_elevation_deg,
-    offset_applied, quality."""
+    """Our word to the item's property (`id`: the item's id; `=text`: a constant): acquired,
+    datatake, tile, baseline, cloud_percent, sun_elevation_deg, sun_zenith_deg, offset_applied (has
+    the provider removed the offset?), offset_add (what the metadata say must be added)."""
+    patterns: dict[str, str] = {}
+    """Our word to the regular expression that cuts its value out of the property: its groups,
+    joined by `_`."""
     offset_applied: bool | None = None
     """Whether this provider has already removed the offset: True, False, or None when only the
     item's `offset_applied` property says so."""
@@ -253,11 +263,23 @@ def _parse(text: str, *, name: str, folder: Path) -> Product:
                 for row in csv.DictReader(line for line in rows if not line.startswith("#"))
             ]
     try:
-        product = Product.model_validate(values)
+        product = Product.model_validate(_liken(values))
     except ValidationError as error:
         raise RecipeError(explain(error, name)) from error
     lattice(product.lattice)
     return product
+
+
+def _liken(values: dict[str, Any]) -> dict[str, Any]:
+    """Give each provider that is `like` another one the keys it leaves out."""
+    providers = values.get("providers", {})
+    if not isinstance(providers, dict):
+        return values
+    likened = {
+        name: {**providers.get(own.get("like"), {}), **own} if isinstance(own, dict) else own
+        for name, own in providers.items()
+    }
+    return {**values, "providers": likened}
 
 
 @cache
