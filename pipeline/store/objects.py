@@ -14,7 +14,7 @@ import secrets
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 from pipeline.errors import IntegrityError, RecipeError
 from pipeline.ports import ObjectStore
@@ -147,7 +147,7 @@ class LocalStore:
 
 
 def _write_all(file: IO[bytes], data: bytes | Iterable[bytes]) -> None:
-    parts = (data,) if isinstance(data, bytes) else cast("Iterable[bytes]", data)
+    parts = (data,) if isinstance(data, bytes) else data
     batch: list[memoryview] = []
     for part in parts:
         view = memoryview(part).cast("B")

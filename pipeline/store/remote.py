@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from pipeline.errors import GiveUp, TryAgain
+from pipeline.errors import GiveUp, IntegrityError, TryAgain
 from pipeline.store.objects import checked
 
 T = TypeVar("T")
@@ -43,12 +43,17 @@ class RemoteStore:
 
         wanted = [(start, stop) for start, stop in ranges if stop > start]
         starts, ends = [r[0] for r in wanted], [r[1] for r in wanted]
-        parts = iter(
-            self._call(key, lambda: obstore.get_ranges(self._store, key, starts=starts, ends=ends))
-            if wanted
-            else []
+        if not wanted:
+            return [b"" for _ in ranges]
+        answer = self._call(
+            key, lambda: obstore.get_ranges(self._store, key, starts=starts, ends=ends)
         )
-        return [bytes(next(parts)) if stop > start else b"" for start, stop in ranges]
+        parts = iter(answer)
+        found = [bytes(next(parts)) if stop > start else b"" for start, stop in ranges]
+        for part, (start, stop) in zip(found, ranges, strict=True):
+            if len(part) != max(stop - start, 0):
+                raise IntegrityError(f"{self.url}/{key} ends before byte {stop}.")
+        return found
 
     def size(self, key: str) -> int:
         import obstore
@@ -81,7 +86,7 @@ class RemoteStore:
 
         start = checked(prefix.rstrip("/")) if prefix.strip("/") else None
         pages = obstore.list(self._store, start, chunk_size=1000)
-        keys = self._call(prefix, lambda: [item["path"] for page in pages for item in page])
+        keys = self._call(start or "", lambda: [item["path"] for page in pages for item in page])
         yield from sorted(keys)
 
     def delete(self, key: str) -> None:
