@@ -1,0 +1,392 @@
+"""Answer STAC item searches over the items of an archive, with the habits of each provider.
+
+What a client meets here is what the recorded answers of the real services show: DLR pages by
+`startIndex` and expects the client to merge the next body with its own (`"merge": true`); the
+Planetary Computer pages by token and sends the whole next body; one states how many items match,
+the other does not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import shapely
+
+from pipeline.errors import RecipeError
+
+#: Name of the file with providers, collections and items inside an archive folder.
+ITEMS = "items.json"
+
+_GEOJSON = "application/geo+json"
+_CONFORMANCE = (
+    "https://api.stacspec.org/v1.0.0/core",
+    "https://api.stacspec.org/v1.0.0/collections",
+    "https://api.stacspec.org/v1.0.0/ogcapi-features",
+    "https://api.stacspec.org/v1.0.0/item-search",
+    "http://www.opengis.net/spec/ogcapi-features-1/1.0/conf/core",
+    "http://www.opengis.net/spec/ogcapi-features-1/1.0/conf/geojson",
+)
+
+
+class Refused(Exception):
+    """A request that cannot be answered."""
+
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A JSON document to send."""
+
+    document: Mapping[str, Any]
+    media_type: str = "application/json"
+
+    def data(self) -> bytes:
+        """Return the document as bytes."""
+        return json.dumps(self.document, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How one provider pages."""
+
+    paging: str
+    """`start-index` (DLR) or `token` (Planetary Computer)."""
+    page: int
+    """Items per page unless the client asks otherwise."""
+    page_max: int
+    """Most items per page, whatever the client asks."""
+    counts: bool
+    """Whether an answer states `numberMatched`."""
+
+
+HABITS = {
+    "dlr": Habits(paging="start-index", page=20, page_max=100, counts=True),
+    "planetary-computer": Habits(paging="token", page=10, page_max=1000, counts=False),
+    "labels": Habits(paging="token", page=10, page_max=1000, counts=False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    item: dict[str, Any]
+    geometry: shapely.Geometry
+    when: datetime
+
+
+class Catalogue:
+    """The items of one archive, in memory.
+
+    Parameters
+    ----------
+    providers : dict
+        Provider name to collection id to `{"title": str, "items": [item, ...]}`; asset hrefs
+        of the items are relative (`files/...`).
+    """
+
+    def __init__(self, providers: Mapping[str, Mapping[str, Any]]) -> None:
+        self._titles = {
+            name: {key: value["title"] for key, value in collections.items()}
+            for name, collections in providers.items()
+        }
+        self._entries = {
+            name: {key: _sorted(value["items"]) for key, value in collections.items()}
+            for name, collections in providers.items()
+        }
+
+    @classmethod
+    def read(cls, folder: Path) -> Catalogue:
+        """Read the items of an archive folder; `RecipeError` if it is none."""
+        path = folder / ITEMS
+        if not path.is_file():
+            raise RecipeError(
+                f"{folder} holds no simulated archive ({ITEMS} is missing); "
+                "`terrashard simulate` makes one."
+            )
+        return cls(json.loads(path.read_text())["providers"])
+
+    def answer(
+        self, base: str, method: str, path: str, query: Mapping[str, str], body: Any
+    ) -> Answer:
+        """Answer one request.
+
+        Parameters
+        ----------
+        base : str
+            URL of the server, without a slash at the end.
+        method : str
+            `GET` or `POST`.
+        path : str
+            Path without slashes at its ends, e.g. `dlr/search`.
+        query : dict of str to str
+            Parameters of the URL.
+        body : any
+            Parsed JSON body of a POST.
+        """
+        provider, *rest = path.split("/")
+        if provider not in self._entries:
+            raise Refused(HTTPStatus.NOT_FOUND, f"no such path; try {', '.join(self._entries)}")
+        root = f"{base}/{provider}"
+        if method == "POST" and rest != ["search"]:
+            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "only /search takes a POST")
+        match rest:
+            case []:
+                return Answer(self._landing(provider, root))
+            case ["conformance"]:
+                return Answer({"conformsTo": list(_CONFORMANCE)})
+            case ["collections"]:
+                documents = [
+                    self._collection(provider, root, key) for key in self._titles[provider]
+                ]
+                return Answer({"collections": documents, "links": []})
+            case ["collections", key] if key in self._titles[provider]:
+                return Answer(self._collection(provider, root, key))
+            case ["collections", key, "items", item]:
+                return Answer(self._item(base, provider, key, item), _GEOJSON)
+            case ["search"]:
+                wish = _from_body(body) if method == "POST" else _from_query(query)
+                return Answer(self._search(base, provider, method, "search", wish), _GEOJSON)
+            case ["collections", key, "items"] if key in self._titles[provider]:
+                wish = {**_from_query(query), "collections": [key]}
+                where = f"collections/{key}/items"
+                return Answer(self._search(base, provider, method, where, wish), _GEOJSON)
+        raise Refused(HTTPStatus.NOT_FOUND, f"no such path below /{provider}")
+
+    # --- documents ---------------------------------------------------------------------------
+
+    def _landing(self, provider: str, root: str) -> dict[str, Any]:
+        search = [
+            {"rel": "search", "type": _GEOJSON, "href": f"{root}/search", "method": method}
+            for method in ("GET", "POST")
+        ]
+        children = [
+            {"rel": "child", "type": "application/json", "href": f"{root}/collections/{key}"}
+            for key in self._titles[provider]
+        ]
+        return {
+            "type": "Catalog",
+            "stac_version": "1.0.0",
+            "id": f"simulated-{provider}",
+            "title": f"Simulated archive in the manner of {provider}",
+            "description": "Not observations: every pixel is computed from place, time and band.",
+            "conformsTo": list(_CONFORMANCE),
+            "links": [
+                {"rel": "self", "type": "application/json", "href": root},
+                {"rel": "root", "type": "application/json", "href": root},
+                {"rel": "conformance", "type": "application/json", "href": f"{root}/conformance"},
+                {"rel": "data", "type": "application/json", "href": f"{root}/collections"},
+                *search,
+                *children,
+            ],
+        }
+
+    def _collection(self, provider: str, root: str, key: str) -> dict[str, Any]:
+        entries = self._entries[provider][key]
+        bounds = shapely.total_bounds([entry.geometry for entry in entries]).tolist()
+        times = [entry.item["properties"]["datetime"] for entry in entries]
+        return {
+            "type": "Collection",
+            "stac_version": "1.0.0",
+            "id": key,
+            "title": self._titles[provider][key],
+            "description": "Simulated.",
+            "license": "proprietary",
+            "extent": {
+                "spatial": {"bbox": [bounds if entries else [-180, -90, 180, 90]]},
+                "temporal": {"interval": [[times[-1], times[0]] if times else [None, None]]},
+            },
+            "links": [
+                {"rel": "root", "type": "application/json", "href": root},
+                {"rel": "parent", "type": "application/json", "href": root},
+                {"rel": "self", "href": f"{root}/collections/{key}", "type": "application/json"},
+                {"rel": "items", "href": f"{root}/collections/{key}/items", "type": _GEOJSON},
+            ],
+        }
+
+    def _item(self, base: str, provider: str, key: str, wanted: str) -> dict[str, Any]:
+        for entry in self._entries[provider].get(key, ()):
+            if entry.item["id"] == wanted:
+                return _linked(entry.item, base, provider)
+        raise Refused(HTTPStatus.NOT_FOUND, f"no item {wanted} in {key}")
+
+    # --- search ------------------------------------------------------------------------------
+
+    def _search(
+        self, base: str, provider: str, method: str, where: str, wish: dict[str, Any]
+    ) -> dict[str, Any]:
+        habits = HABITS[provider]
+        found = self._matching(provider, wish)
+        limit = min(_number(wish, "limit", habits.page, least=1), habits.page_max)
+        start = _start(wish, found, habits)
+        page = found[start : start + limit]
+        href = f"{base}/{provider}/{where}"
+        links = [{"rel": "self", "type": _GEOJSON, "href": href}]
+        if start + limit < len(found):
+            links.append(_next_link(habits, method, href, wish, start + limit, limit, found))
+        document: dict[str, Any] = {
+            "type": "FeatureCollection",
+            "features": [_linked(entry.item, base, provider) for entry in page],
+            "links": links,
+        }
+        if habits.counts:
+            document |= {"numberMatched": len(found), "numberReturned": len(page)}
+        return document
+
+    def _matching(self, provider: str, wish: Mapping[str, Any]) -> list[_Entry]:
+        collections = wish.get("collections") or list(self._entries[provider])
+        area, span, ids = _area(wish), _span(wish.get("datetime")), wish.get("ids")
+        return [
+            entry
+            for key in collections
+            for entry in self._entries[provider].get(key, ())
+            if span[0] <= entry.when <= span[1]
+            and (area is None or area.intersects(entry.geometry))
+            and (ids is None or entry.item["id"] in ids)
+        ]
+
+
+def _sorted(items: Sequence[dict[str, Any]]) -> list[_Entry]:
+    entries = [
+        _Entry(
+            item, shapely.geometry.shape(item["geometry"]), _instant(item["properties"]["datetime"])
+        )
+        for item in items
+    ]
+    return sorted(entries, key=lambda entry: (entry.when, entry.item["id"]), reverse=True)
+
+
+def _linked(item: dict[str, Any], base: str, provider: str) -> dict[str, Any]:
+    """Return the item with absolute hrefs, as this server would be asked for them."""
+    root = f"{base}/{provider}"
+    home = f"{root}/collections/{item['collection']}"
+    assets = {
+        key: {**asset, "href": f"{base}/{asset['href']}"} for key, asset in item["assets"].items()
+    }
+    links = [
+        {"rel": "root", "type": "application/json", "href": root},
+        {"rel": "collection", "type": "application/json", "href": home},
+        {"rel": "self", "type": _GEOJSON, "href": f"{home}/items/{item['id']}"},
+    ]
+    return {**item, "assets": assets, "links": links}
+
+
+def _next_link(
+    habits: Habits,
+    method: str,
+    href: str,
+    wish: dict[str, Any],
+    start: int,
+    limit: int,
+    found: list[_Entry],
+) -> dict[str, Any]:
+    link: dict[str, Any] = {"rel": "next", "type": _GEOJSON, "method": method, "href": href}
+    if habits.paging == "start-index":
+        step: dict[str, Any] = {"startIndex": start, "limit": limit}
+    else:
+        last = found[start - 1].item
+        step = {"limit": limit, "token": f"next:{last['collection']}:{last['id']}"}
+    if method == "GET":
+        flat = {key: _flat(value) for key, value in {**wish, **step}.items()}
+        link["href"] = f"{href}?{urlencode(flat)}"
+    elif habits.paging == "start-index":
+        link |= {"body": step, "merge": True}
+    else:
+        link["body"] = {**wish, **step}
+    return link
+
+
+def _start(wish: Mapping[str, Any], found: list[_Entry], habits: Habits) -> int:
+    if habits.paging == "start-index":
+        return _number(wish, "startIndex", 0, least=0)
+    if "token" not in wish:
+        return 0
+    last = str(wish["token"]).removeprefix("next:")
+    for position, entry in enumerate(found):
+        if f"{entry.item['collection']}:{entry.item['id']}" == last:
+            return position + 1
+    raise Refused(HTTPStatus.BAD_REQUEST, f"unknown token {wish['token']!r}")
+
+
+# --- reading a request ---------------------------------------------------------------------------
+
+
+def _from_query(query: Mapping[str, str]) -> dict[str, Any]:
+    wish: dict[str, Any] = dict(query)
+    for key in ("collections", "ids"):
+        if key in wish:
+            wish[key] = wish[key].split(",")
+    if "bbox" in wish:
+        wish["bbox"] = [float(part) for part in _floats(wish["bbox"])]
+    if "intersects" in wish:
+        wish["intersects"] = json.loads(wish["intersects"])
+    return wish
+
+
+def _from_body(body: Any) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise Refused(HTTPStatus.BAD_REQUEST, "the body must be a JSON object")
+    return body
+
+
+def _floats(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise Refused(HTTPStatus.BAD_REQUEST, f"bbox {text!r} is not numbers") from error
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return ",".join(str(part) for part in value) if isinstance(value, list) else str(value)
+
+
+def _number(wish: Mapping[str, Any], key: str, default: int, *, least: int) -> int:
+    text = str(wish.get(key, default))
+    if not text.isdigit() or int(text) < least:
+        raise Refused(HTTPStatus.BAD_REQUEST, f"{key} must be a whole number from {least}")
+    return int(text)
+
+
+def _area(wish: Mapping[str, Any]) -> shapely.Geometry | None:
+    if wish.get("intersects") is not None:
+        return shapely.geometry.shape(wish["intersects"])
+    bbox = wish.get("bbox")
+    if bbox is None:
+        return None
+    if len(bbox) == 6:
+        bbox = [*bbox[:2], *bbox[3:5]]
+    if len(bbox) != 4:
+        raise Refused(HTTPStatus.BAD_REQUEST, "bbox must have 4 or 6 numbers")
+    west, south, east, north = bbox
+    if west > east:  # across the antimeridian
+        return shapely.union(
+            shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)
+        )
+    return shapely.box(west, south, east, north)
+
+
+def _span(text: str | None) -> tuple[datetime, datetime]:
+    first, _, last = (text or "../..").partition("/")
+    earliest, latest = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    start = earliest if first in ("", "..") else _instant(first)
+    if not last and "/" not in (text or "/"):
+        return start, start
+    return start, latest if last in ("", "..") else _instant(last)
+
+
+def _instant(text: str) -> datetime:
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise Refused(HTTPStatus.BAD_REQUEST, f"{text!r} is not an RFC 3339 time") from error
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
