@@ -1,0 +1,106 @@
+"""Encoders for images of any number of bands: timm's ResNets and vision transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.resnet import ResNet
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from pipeline.errors import RecipeError
+
+#: Recipe name to timm's name.
+RESNETS = {name: name for name in ("resnet18", "resnet34", "resnet50", "resnet101")}
+VITS = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
+
+#: Below this edge a ResNet keeps full resolution in its stem (a 3 x 3 convolution, no pooling), as
+#: for CIFAR in He et al. 2016 (arXiv 1512.03385, section 4.2): the usual stem would shrink a
+#: 32-pixel crop to a single value before the last stage.
+SMALL_PX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderShape:
+    """What an encoder is built from; stored with its weights."""
+
+    backbone: str
+    """A key of `RESNETS` or `VITS`."""
+    bands: int
+    """Bands of its images."""
+    image_px: int
+    """Edge of its images."""
+    patch_px: int
+    """Edge of a ViT's tokens; a ResNet has none."""
+
+
+def build_encoder(shape: EncoderShape, *, seed: int) -> nn.Module:
+    """Build an encoder with random weights: (batch, band, y, x) -> (batch, width).
+
+    Global randomness is left as it was found.
+
+    Raises
+    ------
+    RecipeError
+        No such backbone, or the tokens do not divide the image.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if shape.backbone in RESNETS:
+            return _resnet(shape)
+        if shape.backbone in VITS:
+            return _vit(shape)
+    known = ", ".join((*RESNETS, *VITS))
+    raise RecipeError(f"`pretrain.backbone` is {shape.backbone!r}, which is not one of: {known}.")
+
+
+def width_of(encoder: nn.Module) -> int:
+    """Return how many features an encoder returns."""
+    if not isinstance(encoder, ResNet | VisionTransformer):
+        raise TypeError(f"{type(encoder).__name__} is no encoder of this project")
+    return int(encoder.num_features)
+
+
+def _resnet(shape: EncoderShape) -> nn.Module:
+    net: Any = timm.create_model(
+        RESNETS[shape.backbone], pretrained=False, num_classes=0, in_chans=shape.bands
+    )
+    if shape.image_px < SMALL_PX:
+        width = net.conv1.out_channels
+        net.conv1 = nn.Conv2d(shape.bands, width, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+        net.maxpool = nn.Identity()
+    built: nn.Module = net
+    return built
+
+
+def _vit(shape: EncoderShape) -> nn.Module:
+    if shape.image_px % shape.patch_px or shape.image_px == shape.patch_px:
+        raise RecipeError(
+            f"`pretrain.patch_px` is {shape.patch_px}, which does not cut an image of "
+            f"{shape.image_px} pixels into whole tokens (at least 2 x 2); choose a divisor, or "
+            "another `pretrain.crop_px`."
+        )
+    net: Any = timm.create_model(
+        VITS[shape.backbone],
+        pretrained=False,
+        num_classes=0,
+        in_chans=shape.bands,
+        img_size=shape.image_px,
+        patch_size=shape.patch_px,
+        class_token=False,
+        global_pool="avg",
+        fc_norm=False,
+    )
+    # Fixed 2-D sines and a patch embedding that starts like a linear layer: MAE and MoCo v3
+    # (arXiv 2111.06377, 2104.02057) both found learned positions unnecessary.
+    positions = build_sincos2d_pos_embed(list(net.patch_embed.grid_size), dim=net.embed_dim)
+    net.pos_embed.requires_grad_(False).copy_(positions.unsqueeze(0))
+    with torch.no_grad():
+        nn.init.xavier_uniform_(net.patch_embed.proj.weight.view(net.embed_dim, -1))
+    built: nn.Module = net
+    return built

@@ -1,0 +1,58 @@
+"""Standardise stored pixels, and say which of their values were ever seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.pretrain.methods.method import View
+
+
+class Normaliser(nn.Module):
+    """Turn stored values into standardised ones, band by band.
+
+    Works on stored numbers directly: mean and deviation are in stored units, and scale and offset
+    of a product cancel. A value that was never seen becomes 0, which is the mean.
+
+    Parameters
+    ----------
+    mean, std : sequence of float, one per band
+        Of the training split. Where a band was never seen or never varies (std 0 or not finite)
+        its values are only centred.
+    fill : float
+        Stored where nothing was seen; NaN for float products.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], fill: float) -> None:
+        super().__init__()
+        centre = torch.tensor(mean, dtype=torch.float64).nan_to_num(0.0, 0.0, 0.0)
+        spread = torch.tensor(std, dtype=torch.float64)
+        spread = torch.where(torch.isfinite(spread) & (spread > 0), spread, 1.0)
+        self.register_buffer("mean", centre.float().view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", spread.float().view(-1, 1, 1), persistent=False)
+        self.fill = fill
+
+    def forward(self, stored: Tensor, mask: Tensor) -> View:
+        """Return standardised values and their validity.
+
+        Parameters
+        ----------
+        stored : Tensor, stored type, shape (batch, band, y, x)
+        mask : Tensor, uint8, shape (batch, y, x)
+            Common legend; 0 means that nothing was seen in any band.
+
+        Returns
+        -------
+        View
+            Clouds and defects, where the recipe let them through, are valid: they were seen.
+        """
+        values = stored.to(torch.float32)
+        # Stored integers up to 2^24 are exact in float32, so the fill value compares exactly.
+        seen = torch.isfinite(values) & (values != self.fill) & (mask != 0).unsqueeze(1)
+        image = torch.where(seen, (values - self.mean) / self.std, 0.0)
+        return View(image, seen)

@@ -1,0 +1,108 @@
+"""MoCo v2: its loss by hand and by lightly's implementation, its queue, its key encoder."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from lightly.loss import NTXentLoss
+from torch.nn import functional as F
+
+from pipeline.pretrain.methods.moco import EMBEDDING_WIDTH, MoCo, info_nce
+
+
+def moco(net, *, queue=8, momentum=0.9, bands=3):
+    return MoCo(net(bands), 6, queue=queue, momentum=momentum, temperature=0.2, seed=1)
+
+
+def unit(rows, seed):
+    random = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(rows, 5, generator=random, dtype=torch.float64), dim=1)
+
+
+def test_the_loss_of_a_case_done_by_hand():
+    query = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    key = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    queue = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    # First query: cosines 1 (own), 0 and -1. Second: 0 (own), 1 and 0. Temperature 1/2 doubles.
+    first = -math.log(math.exp(2) / (math.exp(2) + 1 + math.exp(-2)))
+    second = -math.log(1 / (1 + math.exp(2) + 1))
+    assert info_nce(query, key, queue, 0.5).item() == pytest.approx((first + second) / 2)
+
+
+def test_the_loss_equals_lightlys_with_its_memory_bank():
+    query, key, queue = unit(4, 0), unit(4, 1), unit(16, 2)
+    theirs = NTXentLoss(temperature=0.07, memory_bank_size=(16, 5))
+    theirs.memory_bank.bank = queue.clone()
+    theirs.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.long)
+    query.requires_grad_()
+    ours = info_nce(query, key, queue, 0.07)
+    (mine,) = torch.autograd.grad(ours, query)
+    other = theirs(query, key)
+    (wanted,) = torch.autograd.grad(other, query)
+    assert ours.item() == pytest.approx(other.item(), rel=1e-12)
+    # lightly normalises once more, so only the part of its gradient on the sphere is comparable.
+    flat = mine - (mine * query).sum(dim=1, keepdim=True) * query
+    torch.testing.assert_close(flat, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_the_queue_holds_unit_keys_moves_once_a_step_and_forgets_the_oldest(tiny_net, view):
+    method = moco(tiny_net, queue=8)
+    before = method.queue.clone()
+    method([view(3, 3, seed=0), view(3, 3, seed=1)], torch.Generator())
+    assert int(method.position) == 3
+    torch.testing.assert_close(method.queue[3:], before[3:])
+    assert not torch.equal(method.queue[:3], before[:3])
+    for seed in range(2):
+        method([view(3, 3, seed=seed), view(3, 3, seed=9)], torch.Generator())
+    assert int(method.position) == 1
+    torch.testing.assert_close(method.queue.norm(dim=1), torch.ones(8))
+
+
+def test_the_loss_sees_the_queue_of_earlier_steps_only(tiny_net, view):
+    method = moco(tiny_net)
+    views = [view(4, 3, seed=0), view(4, 3, seed=1)]
+    before = method.queue.clone()
+    loss = method(views, torch.Generator()).loss
+    with torch.no_grad():
+        query = F.normalize(method.head(method.encoder(views[0].image)), dim=1)
+    keys = method.queue[:4]
+    assert loss.item() == pytest.approx(info_nce(query, keys, before, 0.2).item(), rel=1e-5)
+
+
+def test_a_batch_larger_than_the_queue_leaves_its_last_keys(tiny_net, view):
+    method = moco(tiny_net, queue=2)
+    method([view(5, 3, seed=0), view(5, 3, seed=1)], torch.Generator())
+    assert method.queue.shape == (2, EMBEDDING_WIDTH)
+
+
+def test_the_key_encoder_follows_by_momentum_and_gets_no_gradient(tiny_net, view):
+    method = moco(tiny_net, momentum=0.75)
+    with torch.no_grad():
+        for parameter in method.encoder.parameters():
+            parameter.add_(1.0)
+    apart = [p.detach().clone() for p in method.key_encoder.parameters()]
+    method([view(4, 3), view(4, 3, seed=1)], torch.Generator()).loss.backward()
+    online = method.encoder.parameters()
+    for before, after, q in zip(apart, method.key_encoder.parameters(), online, strict=True):
+        torch.testing.assert_close(after, 0.75 * before + 0.25 * q)
+        assert after.grad is None
+    assert all(p.grad is not None for p in method.encoder.parameters())
+
+
+def test_the_two_encoders_share_no_weights(tiny_net):
+    method = moco(tiny_net)
+    mine = {p.data_ptr() for p in method.encoder.parameters()}
+    assert mine.isdisjoint(p.data_ptr() for p in method.key_encoder.parameters())
+
+
+def test_queue_and_position_are_part_of_the_state(tiny_net):
+    assert {"queue", "position"} <= set(moco(tiny_net).state_dict())
+
+
+def test_the_loss_is_float32_inside_autocast(tiny_net, view):
+    method = moco(tiny_net)
+    with torch.autocast("cpu", torch.bfloat16):
+        learned = method([view(4, 3), view(4, 3, seed=1)], torch.Generator())
+    assert learned.loss.dtype == learned.embedding.dtype == torch.float32

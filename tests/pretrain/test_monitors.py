@@ -1,0 +1,44 @@
+"""Collapse is seen, and a healthy spread is not called one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pipeline.pretrain.monitors import health
+
+
+def gaussian(count, width, seed=0):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_one_point_is_a_collapse():
+    measured = health(torch.ones(16, 8) * torch.arange(1, 17).unsqueeze(1))
+    assert measured.std == pytest.approx(0, abs=1e-7)
+    assert measured.cosine == pytest.approx(1)
+    assert measured.rank == pytest.approx(1, abs=1e-5)
+    assert measured.collapsed
+
+
+def test_an_even_spread_is_healthy():
+    measured = health(gaussian(2000, 16))
+    assert measured.std == pytest.approx(1, abs=0.02)
+    assert measured.cosine == pytest.approx(0, abs=0.01)
+    assert measured.rank == pytest.approx(16, rel=0.01)
+    assert not measured.collapsed
+
+
+def test_dimensional_collapse_shows_in_the_rank():
+    assert health(gaussian(500, 2) @ gaussian(2, 32, seed=1)).rank < 2.1
+
+
+def test_the_cosine_is_the_mean_over_pairs():
+    points = gaussian(7, 3)
+    unit = F.normalize(points, dim=1)
+    pairs = (unit @ unit.T)[~torch.eye(7, dtype=torch.bool)]
+    assert health(points).cosine == pytest.approx(pairs.mean().item(), abs=1e-6)
+
+
+def test_zero_embeddings_are_a_collapse_and_no_error():
+    assert health(torch.zeros(4, 3)).collapsed
