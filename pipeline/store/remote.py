@@ -28,7 +28,7 @@ class RemoteStore:
         self.url = url.rstrip("/")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
         plain: Any = {"allow_http": True} if endpoint.startswith("http://") else None
-        self._store: Any = from_url(self.url, config=None, client_options=plain)
+        self.obstore: Any = from_url(self.url, config=None, client_options=plain)
 
     def __reduce__(self) -> tuple[type[RemoteStore], tuple[str]]:
         return RemoteStore, (self.url,)
@@ -36,7 +36,7 @@ class RemoteStore:
     def get(self, key: str) -> bytes:
         import obstore
 
-        return self._call(key, lambda: bytes(obstore.get(self._store, key).bytes()))
+        return self._call(key, lambda: bytes(obstore.get(self.obstore, key).bytes()))
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         import obstore
@@ -46,7 +46,7 @@ class RemoteStore:
         if not wanted:
             return [b"" for _ in ranges]
         answer = self._call(
-            key, lambda: obstore.get_ranges(self._store, key, starts=starts, ends=ends)
+            key, lambda: obstore.get_ranges(self.obstore, key, starts=starts, ends=ends)
         )
         parts = iter(answer)
         found = [bytes(next(parts)) if stop > start else b"" for start, stop in ranges]
@@ -58,13 +58,13 @@ class RemoteStore:
     def size(self, key: str) -> int:
         import obstore
 
-        return self._call(key, lambda: int(obstore.head(self._store, key)["size"]))
+        return self._call(key, lambda: int(obstore.head(self.obstore, key)["size"]))
 
     def put(self, key: str, data: bytes | Iterable[bytes], *, durable: bool = True) -> None:  # noqa: ARG002
         import obstore
 
         body: Any = data if isinstance(data, bytes) else _parts(data)
-        self._call(key, lambda: obstore.put(self._store, key, body, chunk_size=_PART_BYTES))
+        self._call(key, lambda: obstore.put(self.obstore, key, body, chunk_size=_PART_BYTES))
 
     def create(self, key: str, data: bytes) -> bool:
         import obstore
@@ -74,7 +74,7 @@ class RemoteStore:
             self._call(
                 key,
                 lambda: obstore.put(
-                    self._store, key, bytes(data), mode="create", use_multipart=False
+                    self.obstore, key, bytes(data), mode="create", use_multipart=False
                 ),
             )
         except AlreadyExistsError:
@@ -85,7 +85,7 @@ class RemoteStore:
         import obstore
 
         start = checked(prefix.rstrip("/")) if prefix.strip("/") else None
-        pages = obstore.list(self._store, start, chunk_size=1000)
+        pages = obstore.list(self.obstore, start, chunk_size=1000)
         keys = self._call(start or "", lambda: [item["path"] for page in pages for item in page])
         yield from sorted(keys)
 
@@ -93,7 +93,7 @@ class RemoteStore:
         import obstore
 
         try:
-            self._call(key, lambda: obstore.delete(self._store, key))
+            self._call(key, lambda: obstore.delete(self.obstore, key))
         except KeyError:
             return
 

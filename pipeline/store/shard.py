@@ -223,7 +223,7 @@ class ShardWriter:
     def _images(self, spec: ArraySpec) -> Iterator[tuple[str, list[bytes]]]:
         places = range(spec.samples * spec.times)
         patches = self._patches[spec.product]
-        for name, attribute in _IMAGES.items():
+        for name, attribute in IMAGES.items():
             if name == "mask_native" and spec.native_dtype is None:
                 continue
             chunks = [getattr(patches[i], attribute) if i in patches else None for i in places]
@@ -248,14 +248,14 @@ def store_shard(store: ObjectStore, folder: str, writer: ShardWriter) -> dict[st
         for part in parts:
             digest.update(part)
             length += len(part)
-        durable = key.split("/")[-1] != "zarr.json" and key.split("/")[1] in _IMAGES
+        durable = key.split("/")[-1] != "zarr.json" and key.split("/")[1] in IMAGES
         store.put(f"{folder}/{key}", parts, durable=durable)
         written[key] = (digest.hexdigest(), length)
     return written
 
 
 #: Array to the field of `Encoded` that holds its chunk.
-_IMAGES = {"bands": "bands", "mask": "mask", "mask_native": "native"}
+IMAGES = {"bands": "bands", "mask": "mask", "mask_native": "native"}
 
 
 def _expect(what: str, array: NDArray[Any], dtype: str, shape: tuple[int, ...]) -> None:

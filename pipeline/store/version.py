@@ -1,0 +1,141 @@
+"""A published version: an immutable list of shard revisions, and what all of them have in common.
+
+The manifest is JSON under `versions/000001.json`. It repeats from the commits the little that a
+reader needs to find every chunk, so that opening a version costs two requests, not one per shard.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.errors import IntegrityError, RecipeError
+from pipeline.ports import ObjectStore
+from pipeline.store import layout
+from pipeline.store.commit import Commit
+from pipeline.store.shard import IMAGES, ArraySpec, image_key
+
+_MANIFEST = re.compile(layout.VERSIONS + r"/(\d{6,})\.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """How large one product's arrays are in one shard, and which of them hold any chunk."""
+
+    samples: int
+    times: int
+    images: tuple[str, ...]
+    """Of `bands`, `mask`, `mask_native`: the others hold only fill, and have no object."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """One shard revision of a version."""
+
+    shard: str
+    revision: int
+    commit_digest: str
+    """sha256 (hex) of the commit record."""
+    extents: dict[str, Extent]
+    """By product."""
+
+    @property
+    def name(self) -> str:
+        """Shard and revision as the index has them: `p000001-s00042/r1`."""
+        return f"{self.shard}/r{self.revision}"
+
+    @classmethod
+    def of(cls, commit: Commit, commit_digest: str) -> ShardEntry:
+        """Take from a commit what a reader needs."""
+        extents = {}
+        for product, spec in commit.specs.items():
+            images = tuple(n for n in IMAGES if image_key(product, n) in commit.objects)
+            extents[product] = Extent(samples=spec.samples, times=spec.times, images=images)
+        return cls(
+            shard=commit.shard,
+            revision=commit.revision,
+            commit_digest=commit_digest,
+            extents=extents,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """The manifest."""
+
+    number: int
+    name: str
+    """Of the data set."""
+    identity: str
+    dataset_digest: str
+    """`pipeline.store.ledger.dataset_digest` of these shard revisions."""
+    counts: dict[str, Any]
+    """Locations, and patches by product, split, rejection and failure."""
+    specs: dict[str, ArraySpec]
+    """By product; samples and times are 0 here, since they differ between shards."""
+    shards: tuple[ShardEntry, ...]
+    files: dict[str, str]
+    """Name below `versions/<number>/` to sha256 (hex)."""
+    recipe: dict[str, Any]
+    """`LoadedRecipe.dump`, without the folder it was read from."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        values = asdict(self)
+        values["specs"] = {product: spec.to_json() for product, spec in self.specs.items()}
+        return {**values, "format": layout.FORMAT}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Version:
+        """Rebuild what `to_json` returned; `KeyError`, `TypeError` or `ValueError` if it is not."""
+        values = dict(values)
+        values.pop("format")
+        values["specs"] = {p: ArraySpec.from_json(v) for p, v in values["specs"].items()}
+        values["shards"] = tuple(_entry(entry) for entry in values["shards"])
+        return cls(**values)
+
+
+def numbers(store: ObjectStore) -> list[int]:
+    """Return the numbers of all published versions, ascending."""
+    found = (_MANIFEST.fullmatch(key) for key in store.list(layout.VERSIONS))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def read_version(store: ObjectStore, number: int | None = None) -> Version:
+    """Read a manifest; without a number the newest.
+
+    Raises
+    ------
+    RecipeError
+        There is no such version, or none at all.
+    IntegrityError
+        It is not a manifest.
+    """
+    known = numbers(store)
+    if not known:
+        raise RecipeError(f"{store.url} has no published version; `terrashard publish` makes one.")
+    number = known[-1] if number is None else number
+    if number not in known:
+        listed = ", ".join(str(n) for n in known)
+        raise RecipeError(f"{store.url} has no version {number}; published are: {listed}.")
+    key = layout.version(number)
+    values = layout.read_json(store, key)
+    if values.get("format") != layout.FORMAT or values.get("number") != number:
+        raise IntegrityError(
+            f"{key} in {store.url} has format {values.get('format')!r} and number "
+            f"{values.get('number')!r}; due are {layout.FORMAT} and {number}."
+        )
+    try:
+        return Version.from_json(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IntegrityError(f"{key} in {store.url} is no manifest: {error!r}.") from error
+
+
+def _entry(values: dict[str, Any]) -> ShardEntry:
+    layout.parse_shard(values["shard"])
+    extents = {
+        product: Extent(**{**extent, "images": tuple(extent["images"])})
+        for product, extent in values["extents"].items()
+    }
+    return ShardEntry(**{**values, "extents": extents})
