@@ -307,7 +307,8 @@ def cells_from_corners(
 
     The hemisphere of a cell is that of its centre, whichever EPSG the corner is given in.
     """
-    code = np.asarray(epsg, dtype=np.int64)
+    x = np.asarray(x_min_m, dtype=np.float64)
+    code = np.broadcast_to(np.asarray(epsg, dtype=np.int64), x.shape)
     size_m = lattice.pixel_m * size_px
     step = lattice.pixel_m if free else size_m
     top = np.asarray(y_max_m, dtype=np.float64)
@@ -315,7 +316,6 @@ def cells_from_corners(
     north = top - size_m / 2 >= 0
     first = _anchor_m(lattice, north)
     away = np.where(north, top - size_m - first, first - top)
-    x = np.asarray(x_min_m, dtype=np.float64)
     col = np.floor((x - lattice.x_phase_m) / step + 0.5).astype(np.int64)
     row = np.floor(away / step + 0.5).astype(np.int64)
     return Cells(lattice, size_px, code % 100, north, col, row, free)

@@ -273,7 +273,7 @@ def test_share_lost_at_zone_edges(lat: float, share: float) -> None:
     lon = rng.uniform(-180, 180, 400_000)
     cells = cells_at(lon, lat + rng.uniform(-1.2, 1.2, lon.size), SENTINEL, 264)
     lost = 1 - cells.admissible().mean()
-    assert lost == pytest.approx(share, rel=0.05)
+    assert lost == pytest.approx(share, rel=0.1)
 
 
 def test_outlines_are_the_cells_on_the_sphere() -> None:

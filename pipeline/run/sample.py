@@ -1,0 +1,51 @@
+"""Run the stage `sample`: add to the root the locations that the recipe asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.ports import ObjectStore
+from pipeline.recipe import LoadedRecipe
+from pipeline.records import Location, Scene
+from pipeline.stages.sample import take
+from pipeline.store.layout import LOCATIONS, SCENES, claim
+from pipeline.store.tables import append, read_all
+
+
+@dataclass(frozen=True, slots=True)
+class SampleReport:
+    """What a run of `sample` did."""
+
+    new: int
+    """Locations added."""
+    total: int
+    """Locations the root now has."""
+    draws: int
+    """Draws made, points read or cells listed, to find them."""
+    lost_at_zone_edges: int
+    """Those of them that fell on a cell across the edge of a zone."""
+
+
+def run_sample(loaded: LoadedRecipe, store: ObjectStore) -> SampleReport:
+    """Sample what is missing, and append it as one table; nothing is written if nothing is.
+
+    Raises
+    ------
+    RecipeError
+        The root is another recipe's, or the recipe asks for what does not exist.
+    TryAgain
+        Another run added locations meanwhile.
+    """
+    claim(store, loaded)
+    known = read_all(store, LOCATIONS, Location, columns=["index", "epsg", "x_min_m", "y_max_m"])
+    tiled = loaded.recipe.sample.strategy == "scenes"
+    scenes = read_all(store, SCENES, Scene) if tiled else None
+    found = take(loaded, scenes=scenes, known=known)
+    if found.table.num_rows:
+        append(store, LOCATIONS, found.table, Location)
+    return SampleReport(
+        new=found.table.num_rows,
+        total=known.num_rows + found.table.num_rows,
+        draws=found.draws,
+        lost_at_zone_edges=found.lost_at_zone_edges,
+    )
