@@ -1,0 +1,163 @@
+"""Tasks on a Dask cluster: a local one that starts and stops here, or one that is running.
+
+The only module that imports Dask. The scheduler sees a function, one small item and one small
+result for each task; pixels never pass through it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import dask
+from distributed import Client, LocalCluster, as_completed
+
+from pipeline.errors import RecipeError
+from pipeline.ports import Outcome
+
+#: Workers that may die under one task before the task is given back as an error. Death is often
+#: not the task's fault (a machine taken away, a neighbour's memory).
+DEATHS_ALLOWED = 3
+#: Items handed out for each worker: one in work, one waiting, so that no worker idles.
+QUEUED_PER_WORKER = 2
+#: How long to wait for a scheduler that was named.
+CONNECT_S = 30
+
+
+class DaskEngine:
+    """Runs items on worker processes, one at a time in each.
+
+    Parameters
+    ----------
+    workers : int or None
+        Local worker processes; None: one for each core. Not with `scheduler`.
+    scheduler : str or None
+        Address of a running scheduler, `tcp://host:8786`; None: start a local cluster.
+
+    May be entered again while it is entered; the cluster lives until the outermost exit.
+    """
+
+    def __init__(self, workers: int | None = None, scheduler: str | None = None) -> None:
+        if scheduler is not None and workers is not None:
+            raise RecipeError(
+                "a running scheduler brings its own workers: leave --workers out with --scheduler."
+            )
+        self.announce: Callable[[str], object] | None = None
+        """Called once with the dashboard's address, in words."""
+        self._wanted = workers
+        self._scheduler = scheduler
+        self._depth = 0
+        self._cluster: LocalCluster | None = None
+        self._client: Client | None = None
+
+    def __enter__(self) -> Self:
+        if self._depth == 0:
+            self._start()
+        self._depth += 1
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._stop()
+
+    @property
+    def workers(self) -> int:
+        """How many tasks can run at once (at least 1: workers of a cluster may still be coming)."""
+        if self._client is None:
+            return self._wanted or os.cpu_count() or 1
+        return max(sum(self._client.nthreads().values()), 1)
+
+    @property
+    def address(self) -> str:
+        """Address of the scheduler."""
+        return str(self._connected().scheduler.address)
+
+    @property
+    def dashboard(self) -> str:
+        """URL of the scheduler's dashboard; empty if it serves none."""
+        return str(self._connected().dashboard_link or "")
+
+    def worker_pids(self) -> list[int]:
+        """Return the process ids of the workers as they are now."""
+        return sorted(self._connected().run(os.getpid).values())
+
+    def run(
+        self, function: Callable[[Any], Any], items: Iterable[Any], *, in_flight: int | None = None
+    ) -> Iterator[Outcome]:
+        """Yield outcomes as they come; items are asked for only when there is room for them.
+
+        A task whose worker died is given to another one; after `DEATHS_ALLOWED` deaths the
+        outcome is the error. Leaving the iteration early cancels what has not been started.
+        """
+        client = self._connected()
+        room = in_flight or QUEUED_PER_WORKER * self.workers
+        source = iter(items)
+        given: dict[Any, Any] = {}
+
+        def hand_out(count: int) -> list[Any]:
+            futures = []
+            for item in itertools.islice(source, count):
+                future = client.submit(function, item, pure=False)
+                given[future.key] = item
+                futures.append(future)
+            return futures
+
+        running = as_completed(hand_out(room))
+        try:
+            for future in running:
+                item = given.pop(future.key)
+                yield _outcome(item, future)
+                running.update(hand_out(room - len(given)))
+        finally:
+            client.cancel(list(running.futures), force=True)
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            raise RuntimeError("the engine is used as a context manager: `with engine: ...`")
+        return self._client
+
+    def _start(self) -> None:
+        with dask.config.set({"distributed.scheduler.allowed-failures": DEATHS_ALLOWED}):
+            if self._scheduler is None:
+                self._cluster = LocalCluster(
+                    n_workers=self._wanted or os.cpu_count() or 1,
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address="127.0.0.1:0",
+                )
+        try:
+            self._client = Client(self._cluster or self._scheduler, timeout=CONNECT_S)
+        except OSError as error:
+            raise RecipeError(
+                f"no Dask scheduler answered at {self._scheduler} within {CONNECT_S} s: {error}."
+            ) from error
+        if self.announce is not None:
+            self.announce(f"Dask dashboard: {self.dashboard}")
+
+    def _stop(self) -> None:
+        if self._client is not None:
+            self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+        self._client = self._cluster = None
+
+
+def _outcome(item: Any, future: Any) -> Outcome:
+    """Turn a finished future into an outcome, and let go of it."""
+    if future.status == "finished":
+        outcome = Outcome(item, result=future.result())
+    elif future.status == "error":
+        outcome = Outcome(item, error=future.exception())
+    else:
+        outcome = Outcome(item, error=RuntimeError(f"the task was {future.status}"))
+    future.release()
+    return outcome
