@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -73,6 +74,38 @@ class ByteSource(Protocol):
     def requests(self) -> int:
         """Requests made so far."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One question to a catalogue: which items of a collection, seen where and when?"""
+
+    product: str
+    collection: str
+    bbox: tuple[float, float, float, float] | None = None
+    """west, south, east, north in degrees, west < east; None: everywhere."""
+    start: datetime | None = None
+    """First moment (UTC); None: since ever."""
+    end: datetime | None = None
+    """First moment that is too late; None: for ever."""
+
+    def wants(
+        self,
+        collection: object,
+        bounds: tuple[float, float, float, float],
+        moments: Iterable[datetime],
+    ) -> bool:
+        """Whether an item with these facts answers it: touches the box, has one moment in time."""
+        if collection != self.collection:
+            return False
+        if self.bbox is not None:
+            west, south, east, north = self.bbox
+            if bounds[0] > east or bounds[2] < west or bounds[1] > north or bounds[3] < south:
+                return False
+        return any(
+            (self.start is None or self.start <= moment) and (self.end is None or moment < self.end)
+            for moment in moments
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,371 @@
+"""Search: what to ask the catalogues, and what to make of their answers. Pure; asks nobody itself.
+
+An item becomes a `Scene`, or an `Unusable` with a named reason: a catalogue's oddities never stop
+a run, and never pass in silence either.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import shapely
+
+from pipeline.errors import RecipeError
+from pipeline.ports import Query
+from pipeline.products.catalogue import Product, ProviderFacts
+from pipeline.recipe import LoadedRecipe, Scenes
+from pipeline.records import Asset, Scene, Unusable
+from pipeline.stages.item import (
+    Facts,
+    Grid,
+    Unfit,
+    assets,
+    check_wavelengths,
+    footprint,
+    grid,
+    utm_of,
+)
+from pipeline.stages.slots import slots_of
+
+__all__ = ["Query", "deduplicate", "normalise", "queries"]
+
+#: Edge of the areas by which locations are grouped, in degrees: a month of Sentinel-2 over one is
+#: a few hundred items, which is a few pages.
+_AREA_DEG = 5
+#: What `normalise` calls an item that was not asked for.
+UNASKED = ("other-collection", "outside-query")
+
+#: Providers without a search of their own.
+_READ_WHOLE = ("local", "static")
+
+
+def queries(loaded: LoadedRecipe, product_id: str, locations: pa.Table | None) -> list[Query]:
+    """Return the questions to ask for one product: few, whatever the number of locations.
+
+    Parameters
+    ----------
+    loaded : LoadedRecipe
+    product_id : str
+    locations : pa.Table or None
+        Location rows. None where scenes come before cells: then the recipe's region is searched.
+
+    Returns
+    -------
+    list of Query
+        One for each area of 5 degrees that holds locations (its box shrunk to them) and each
+        calendar month of the wanted times; a box never crosses the antimeridian. Folders and
+        static catalogues cannot search and are read whole: one for each span of wanted times. A
+        static product is asked for without times.
+    """
+    product, provider = loaded.products[product_id], loaded.wishes[product_id].provider
+    collection = _facts(product, provider).collection
+    whole = provider in _READ_WHOLE
+    spans: list[_Span] = (
+        [(None, None)] if product.temporal == "static" else _spans(loaded, product_id)
+    )
+    if not whole:
+        spans = [piece for span in spans for piece in _months(*span)]
+    boxes = _boxes(loaded, None if whole else locations)
+    return [Query(product.id, collection, box, *span) for box in boxes for span in spans]
+
+
+def normalise(
+    item: Mapping[str, Any],
+    product: Product,
+    provider_name: str,
+    query: Query | None,
+    *,
+    bands: Collection[str] | None = None,
+) -> Scene | Unusable:
+    """Turn a raw catalogue item into a scene, or say why it cannot be one.
+
+    Parameters
+    ----------
+    item : dict
+        Raw STAC item; nothing in it is trusted.
+    product : Product
+    provider_name : str
+        Whose names it uses; addresses are checked later, against the provider's hosts.
+    query : Query or None
+        What was asked: catalogues do answer with other things. None: no check.
+    bands : collection of str or None
+        Bands that the recipe wants, each of which must be there. None: any one will do.
+    """
+    name = item.get("id")
+    try:
+        if not isinstance(name, str) or not name or len(name) > 500:
+            raise Unfit("bad-value", f"id is {str(name)[:80]!r}")
+        return _scene(item, name, product, provider_name, query, bands)
+    except Unfit as unfit:
+        return Unusable(
+            product=product.id,
+            provider=provider_name,
+            item=str(name)[:500],
+            reason=unfit.reason,
+            detail=unfit.detail,
+        )
+
+
+def deduplicate(
+    rows: Iterable[Scene], *, known: Mapping[str, str] | None = None
+) -> tuple[list[Scene], list[Unusable]]:
+    """Keep the newest baseline of each scene; the others are unusable as `duplicate`.
+
+    Equal baselines go by the item's id, the greater wins, so that the order of answers is without
+    effect. Rows come back sorted by time and scene.
+
+    Parameters
+    ----------
+    rows : iterable of Scene
+    known : mapping of str to str or None
+        Scene to baseline of what is in the root already: only a newer baseline is kept beside it,
+        and an equal or older one is dropped without a word, for it was there before.
+    """
+    newest: dict[str, Scene] = {}
+    lost: list[Scene] = []
+    for row in rows:
+        old = newest.get(row.scene)
+        if old is None or _rank(row) > _rank(old):
+            newest[row.scene] = row
+            lost += [] if old is None else [old]
+        else:
+            lost.append(row)
+    kept = [
+        row
+        for row in newest.values()
+        if known is None
+        or row.scene not in known
+        or version_of(row.baseline) > version_of(known[row.scene])
+    ]
+    duplicates = [
+        Unusable(
+            product=row.product,
+            provider=row.provider,
+            item=row.item,
+            reason="duplicate",
+            detail=f"of {newest[row.scene].item}, baseline {newest[row.scene].baseline}"[:200],
+        )
+        for row in lost
+        if row.item != newest[row.scene].item
+    ]
+    return sorted(kept, key=lambda row: (row.acquired, row.scene)), duplicates
+
+
+def version_of(baseline: str) -> tuple[int, ...]:
+    """Return the numbers of a baseline, to be compared part by part: `04.00` is (4, 0)."""
+    return tuple(int(part) for part in re.findall(r"\d{1,9}", baseline))
+
+
+# --- what to ask ---------------------------------------------------------------------------------
+
+_Span = tuple[datetime | None, datetime | None]
+
+
+def _spans(loaded: LoadedRecipe, product_id: str) -> list[_Span]:
+    """Return when scenes are wanted: the slots, widened for a follower, merged where they meet."""
+    margin = timedelta(days=loaded.wishes[product_id].within_days)
+    slots = slots_of(loaded.recipe.slots, settling_days=0, cutoff=None)
+    merged: list[tuple[datetime, datetime]] = []
+    for start, end in sorted((slot.start - margin, slot.end + margin) for slot in slots):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return list(merged)
+
+
+def _months(start: datetime | None, end: datetime | None) -> Iterator[_Span]:
+    """Cut a span at the ends of calendar months: some catalogues stop after so many results."""
+    if start is None or end is None:
+        yield start, end
+        return
+    while start < end:
+        first = datetime(start.year, start.month, 1, tzinfo=UTC)
+        after = min(end, (first + timedelta(days=32)).replace(day=1))
+        yield start, after
+        start = after
+
+
+def _boxes(
+    loaded: LoadedRecipe, locations: pa.Table | None
+) -> Iterator[tuple[float, float, float, float] | None]:
+    if locations is None:
+        sample = loaded.recipe.sample
+        region = sample.region if isinstance(sample, Scenes) else None
+        yield from [None] if region is None else _cut(region)
+        return
+    if not locations.num_rows:
+        return
+    bounds = shapely.bounds(shapely.from_wkb(locations.column("geometry").to_numpy()))
+    centres = np.stack([locations.column(name).to_numpy() for name in ("lon_deg", "lat_deg")], 1)
+    areas = np.floor((centres + np.array([180, 90])) / _AREA_DEG).astype(np.int64)
+    _, group = np.unique(areas @ np.array([1000, 1]), return_inverse=True)
+    low = np.full((group.max() + 1, 2), np.inf)
+    high = np.full_like(low, -np.inf)
+    np.minimum.at(low, group, bounds[:, :2])
+    np.maximum.at(high, group, bounds[:, 2:])
+    for (west, south), (east, north) in zip(low.tolist(), high.tolist(), strict=True):
+        yield from _cut((west, south, east, north))
+
+
+def _cut(
+    region: tuple[float, float, float, float],
+) -> Iterator[tuple[float, float, float, float] | None]:
+    """Cut a box that crosses the antimeridian (west > east) in two."""
+    west, south, east, north = region
+    if west <= east:
+        yield region
+        return
+    yield west, south, 180.0, north
+    yield -180.0, south, east, north
+
+
+# --- what to make of it --------------------------------------------------------------------------
+
+
+def _facts(product: Product, provider: str) -> ProviderFacts:
+    if provider not in product.providers:
+        raise RecipeError(
+            f"provider {provider!r} does not serve {product.id}; "
+            f"its product file knows: {', '.join(product.providers)}."
+        )
+    return product.providers[provider]
+
+
+def _scene(
+    item: Mapping[str, Any],
+    name: str,
+    product: Product,
+    provider: str,
+    query: Query | None,
+    bands: Collection[str] | None,
+) -> Scene:
+    names = _facts(product, provider)
+    if item.get("collection") != names.collection:
+        raise Unfit("other-collection", f"collection is {str(item.get('collection'))[:80]!r}")
+    facts = Facts(item, names)
+    if "terrashard:problem" in facts.properties:
+        raise Unfit("unreadable", str(facts.properties["terrashard:problem"]))
+    moments = facts.moments()
+    shape = footprint(item)
+    if query is not None and not query.wants(names.collection, shape.bounds, moments):
+        raise Unfit("outside-query", f"seen {moments[0]:%Y-%m-%d}, bounds {shape.bounds}")
+    datatake, tile = facts.identifier("datatake"), facts.identifier("tile")
+    found = assets(item, _wanted_assets(product, names))
+    _check_bands(product, names, found, bands)
+    pixels = _pixels(found, facts.properties)
+    return Scene(
+        scene=f"{product.id}/{datatake}/{tile}",
+        product=product.id,
+        provider=provider,
+        item=name,
+        datatake=datatake,
+        tile=tile,
+        acquired=moments[0],
+        baseline=facts.text("baseline")[:40],
+        offset_add=_offset(facts, product, names),
+        cloud_percent=_percent(facts),
+        sun_elevation_deg=_elevation(facts),
+        epsg=utm_of(shape, pixels) if pixels.epsg is None else pixels.epsg,
+        x_min_m=pixels.x_min_m,
+        y_min_m=pixels.y_min_m,
+        x_max_m=pixels.x_max_m,
+        y_max_m=pixels.y_max_m,
+        geometry=shapely.to_wkb(shape),
+        assets=[asset for asset, _ in found.values()],
+    )
+
+
+_Found = Mapping[str, tuple[Asset, Mapping[str, Any]]]
+
+
+def _wanted_assets(product: Product, names: ProviderFacts) -> tuple[str, ...]:
+    """Return the asset keys of all bands, then of all mask layers, each once."""
+    words = [band.name if band.name in names.assets else "*" for band in product.bands]
+    words += [layer.name for layer in product.mask_layers]
+    keys = (file.asset for word in words for file in names.assets.get(word, ()))
+    return tuple(dict.fromkeys(keys))
+
+
+def _check_bands(
+    product: Product, names: ProviderFacts, found: _Found, bands: Collection[str] | None
+) -> None:
+    """Raise `Unfit` if a wanted band has no file, or a file holds other bands than it should."""
+    missing, any_there = [], False
+    for band in product.bands:
+        files = names.assets.get(band.name, names.assets.get("*", ()))
+        there = any(file.asset in found for file in files)
+        any_there = any_there or there
+        if not there and bands is not None and band.name in bands:
+            missing.append(band.name)
+    if missing or not any_there:
+        raise Unfit("no-assets", f"no file for: {', '.join(missing) or 'any band'}")
+    for file in names.assets.get("*", ()):
+        if file.asset in found:
+            inside = tuple(band for band in product.bands if band.name not in names.assets)
+            check_wavelengths(found[file.asset][1], inside)
+
+
+def _pixels(found: _Found, properties: Mapping[str, Any]) -> Grid:
+    """Return the grid of the first file that states one (bands come before mask layers)."""
+    for _, entry in found.values():
+        if (pixels := grid(entry, properties)) is not None:
+            return pixels
+    raise Unfit("no-crs", "no asset says where its pixels lie")
+
+
+def _percent(facts: Facts) -> float | None:
+    """Return the cloud cover; -1 is how some catalogues say that it is not known."""
+    value = facts.number("cloud_percent")
+    if value is not None and not -1 <= value <= 100.5:
+        raise Unfit("bad-value", f"cloud_percent is {value:g}")
+    return None if value is None or value < 0 else min(value, 100.0)
+
+
+def _elevation(facts: Facts) -> float | None:
+    zenith = facts.number("sun_zenith_deg")
+    value = facts.number("sun_elevation_deg") if zenith is None else 90 - zenith
+    if value is not None and not -90 <= value <= 90:
+        raise Unfit("bad-value", f"sun_elevation_deg is {value:g}")
+    return value
+
+
+def _offset(facts: Facts, product: Product, names: ProviderFacts) -> int:
+    """Return what must be added to delivered values to remove the processor's offset.
+
+    Three witnesses: the baseline (by the product file), the metadata themselves (`offset_add`),
+    and whether the provider has removed it already. Where they contradict one another the scene is
+    unusable: the wrong choice shifts every reflectance by 0.1.
+    """
+    if not product.offsets:
+        return 0
+    baseline = facts.text("baseline")
+    if not version_of(baseline):
+        raise Unfit("no-baseline", f"baseline is {baseline[:40]!r}, the offset depends on it")
+    expected = 0
+    for offset in product.offsets:
+        if version_of(baseline) >= version_of(offset.from_baseline):
+            expected = offset.add
+    stated = facts.number("offset_add")
+    if stated is not None and stated != expected:
+        raise Unfit(
+            "offset-contradiction",
+            f"the metadata say {stated:g}, baseline {baseline} has {expected}",
+        )
+    applied = facts.raw("offset_applied") if names.offset_applied is None else names.offset_applied
+    if applied is True and expected == 0 and names.offset_applied is None:
+        raise Unfit("offset-contradiction", f"baseline {baseline} has no offset to be removed")
+    if applied is None and expected:
+        raise Unfit("offset-unknown", "the item does not say whether the offset was removed")
+    if applied not in (True, False, None):
+        raise Unfit("bad-value", f"offset_applied is {str(applied)[:40]!r}")
+    return 0 if applied else expected
+
+
+def _rank(row: Scene) -> tuple[tuple[int, ...], str]:
+    return version_of(row.baseline), row.item
