@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pipeline.store.reader import PatchReader
+    from pipeline.store.patches import PatchReader
 
 Numbers = NDArray[np.int64]
 
@@ -122,7 +122,6 @@ def read_batch(reader: PatchReader, numbers: Numbers, *, threads: int, pin: bool
 
 def stream(
     reader: PatchReader,
-    patches: Numbers,
     order: Order,
     *,
     start: int,
@@ -135,8 +134,7 @@ def stream(
     Parameters
     ----------
     reader : PatchReader
-    patches : int array
-        Rows of the reader that `order` counts.
+        Whose patches `order` counts.
     order : Order
     start, stop : int
         Steps.
@@ -147,7 +145,7 @@ def stream(
     """
 
     def load(step: int) -> Batch:
-        return read_batch(reader, patches[order.batch(step)], threads=threads, pin=pin)
+        return read_batch(reader, order.batch(step), threads=threads, pin=pin)
 
     # One thread reads, so that `order` is used by one thread only; it decodes with `threads`.
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:

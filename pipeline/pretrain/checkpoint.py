@@ -41,12 +41,10 @@ KEEP = 2
 class Model(BaseModel):
     """What a trained encoder is and what it needs of its input: `model.json`.
 
-    All but the last three fields are fixed when a run begins, and a resumed run must agree.
+    All but the last three fields are fixed when a run begins; JSON has no NaN, so none is here.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants"
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: str
     dataset: str
@@ -64,8 +62,8 @@ class Model(BaseModel):
     """Per band, stored units: what `pipeline.pretrain.normalise` subtracts ..."""
     std: tuple[float, ...]
     """... and divides by."""
-    fill: float
-    """Stored where nothing was seen."""
+    fill: float | None
+    """Stored where nothing was seen; None: NaN."""
     shape: EncoderShape
     settings: Pretrain
     step: int = 0

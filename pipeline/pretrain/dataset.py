@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline.errors import RecipeError
 from pipeline.store.reader import open_dataset
 
 
@@ -33,7 +32,7 @@ class PatchDataset(Dataset[Patch]):
 
     Parameters
     ----------
-    root : str
+    root : str or Path
         Folder or URL of the data set.
     product : str
     split : str or None
@@ -46,45 +45,38 @@ class PatchDataset(Dataset[Patch]):
     Attributes
     ----------
     reader : PatchReader
-        Band names, wavelengths, scale, offset and fill of the stored values.
-    patches : int array
-        Rows of the reader that this data set counts.
+        Band names, wavelengths, scale, offset and fill of the stored values; row i is item i.
     """
 
     def __init__(
         self,
-        root: str,
+        root: str | Path,
         product: str,
         *,
         split: str | None = None,
         version: int | None = None,
         threads: int = 2,
     ) -> None:
-        self.reader = open_dataset(root, version=version).patches(product)
+        whole = open_dataset(root, version=version)
+        self.reader = whole.sel(product=product, split=split).patches(product)
         self.threads = threads
-        splits = np.asarray(self.reader.rows["split"].to_pylist(), dtype=str)
-        if split is not None and split not in ("train", "val", "test"):
-            raise RecipeError(f"split {split!r} is not one of: train, val, test.")
-        chosen = np.ones(len(splits), bool) if split is None else splits == split
-        self.patches = np.flatnonzero(chosen)
         self._location = self.reader.rows["location"].to_pylist()
         self._slot = self.reader.rows["slot"].to_pylist()
 
     def __len__(self) -> int:
-        return len(self.patches)
+        return len(self.reader)
 
     def __getitem__(self, item: int) -> Patch:
         return self.__getitems__([item])[0]
 
     def __getitems__(self, items: Sequence[int]) -> list[Patch]:
-        rows = self.patches[np.asarray(items, dtype=np.int64)]
-        bands, mask = self.reader.read(rows, threads=self.threads)
+        bands, mask = self.reader.read(items, threads=self.threads)
         return [
             Patch(
                 bands=torch.from_numpy(bands[k]),
                 mask=torch.from_numpy(mask[k]),
-                location=self._location[row],
-                slot=self._slot[row],
+                location=self._location[item],
+                slot=self._slot[item],
             )
-            for k, row in enumerate(rows)
+            for k, item in enumerate(items)
         ]

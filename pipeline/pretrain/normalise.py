@@ -21,14 +21,14 @@ class Normaliser(nn.Module):
     mean, std : sequence of float, one per band
         Of the training split. Where a band was never seen or never varies (std 0 or not finite)
         its values are only centred.
-    fill : float
-        Stored where nothing was seen; NaN for float products.
+    fill : float or None
+        Stored where nothing was seen; None: NaN alone (float products).
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], fill: float) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], fill: float | None) -> None:
         super().__init__()
         centre = torch.tensor(mean, dtype=torch.float64).nan_to_num(0.0, 0.0, 0.0)
         spread = torch.tensor(std, dtype=torch.float64)
@@ -53,6 +53,8 @@ class Normaliser(nn.Module):
         """
         values = stored.to(torch.float32)
         # Stored integers up to 2^24 are exact in float32, so the fill value compares exactly.
-        seen = torch.isfinite(values) & (values != self.fill) & (mask != 0).unsqueeze(1)
+        seen = torch.isfinite(values) & (mask != 0).unsqueeze(1)
+        if self.fill is not None:
+            seen &= values != self.fill
         image = torch.where(seen, (values - self.mean) / self.std, 0.0)
         return View(image, seen)

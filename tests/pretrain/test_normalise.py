@@ -20,11 +20,11 @@ def test_values_are_centred_and_scaled_by_band():
 
 
 @pytest.mark.parametrize(
-    ("fill", "dtype"), [(-32768, np.int16), (0, np.uint16), (float("nan"), np.float32)]
+    ("fill", "dtype"), [(-32768, np.int16), (0, np.uint16), (None, np.float32)]
 )
 def test_fill_becomes_zero_and_invalid_in_its_own_band_only(fill, dtype):
     stored = np.full((1, 2, 2, 2), 7).astype(dtype)
-    stored[0, 1, 0, 0] = fill
+    stored[0, 1, 0, 0] = np.nan if fill is None else fill
     view = Normaliser([3.0, 3.0], [2.0, 2.0], fill)(torch.from_numpy(stored), SEEN)
     assert view.valid.sum() == 7
     assert not view.valid[0, 1, 0, 0]

@@ -1,0 +1,240 @@
+"""Say what was learned: scores beside baselines, win or lose in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.evaluate.features import Features
+from pipeline.evaluate.probes import (
+    CONFIDENCE,
+    Bootstrap,
+    Linear,
+    Parts,
+    accuracy,
+    interval,
+    knn,
+    linear,
+)
+from pipeline.evaluate.windows import PARTS, Windows
+
+#: The model's own features; every other kind is a baseline.
+MODEL = "model"
+#: What the kinds of features are called in tables.
+TITLES = {
+    MODEL: "**this model**",
+    "untrained": "the same encoder, untrained",
+    "image-statistics": "image statistics",
+    "random-filters": "random filters (RCF)",
+}
+
+Probe = Literal["knn", "linear"]
+Verdict = Literal["win", "lose", "draw"]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """An accuracy on the test part, 0 to 1, and the interval of its redraws."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How one kind of features did under one probe."""
+
+    features: str
+    probe: Probe
+    macro: Score
+    """Mean over classes."""
+    micro: Score
+    """Share of windows."""
+    strength: float | None = None
+    """Linear probe: inverse regularisation chosen on the validation part."""
+    converged: bool | None = None
+    """Linear probe: whether its fit came to an end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The model against one baseline under one probe, in macro accuracy."""
+
+    baseline: str
+    probe: Probe
+    difference: Score
+    """Model minus baseline, over the same redraws."""
+    verdict: Verdict
+    """`draw` if the interval holds 0."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that goes into the report."""
+
+    model: str
+    step: int
+    version: int
+    digest: str
+    product: str
+    labels: str
+    transductive: bool
+    window_px: int
+    windows: dict[str, dict[str, int]]
+    """Part to class name to number of windows."""
+    majority: float
+    """Micro accuracy of always saying the training part's most frequent class."""
+    resampled: Literal["locations", "windows"]
+    """What the redraws behind the intervals draw."""
+    results: list[Result] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    path: str = ""
+    """Key of the JSON report in the root; the table is beside it, with `.md`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return markdown(self)
+
+
+def judge(
+    features: Mapping[str, Features], windows: Windows, *, k: int, seed: int
+) -> tuple[list[Result], list[Comparison], Literal["locations", "windows"]]:
+    """Probe every kind of features on the same parts and compare the model with the others.
+
+    Parameters
+    ----------
+    features : mapping of str to array (window, width)
+        With one kind named `MODEL`.
+    windows : Windows
+        All parts have at least two classes.
+    k : int
+        Neighbours of the kNN probe.
+    seed : int
+        Of the redraws.
+    """
+    train, val, test = (windows.of(part) for part in PARTS)
+    truth = windows.label[test]
+    redraw = Bootstrap(truth, windows.location[test], seed=seed)
+    results: list[Result] = []
+    draws: dict[tuple[str, Probe], tuple[float, Any]] = {}
+    for kind, values in features.items():
+        parts = Parts.standardised(values, windows.label, train, val, test)
+        fitted = linear(parts)
+        for probe, predicted in (("knn", knn(parts, k)), ("linear", fitted.predicted)):
+            result, macro = _score(kind, probe, predicted, truth, redraw, fitted)
+            results.append(result)
+            draws[kind, result.probe] = (result.macro.value, macro)
+    comparisons = [_compare(kind, probe, draws) for kind, probe in draws if kind != MODEL]
+    return results, comparisons, "locations" if redraw.by_location else "windows"
+
+
+def _score(
+    kind: str, probe: str, predicted: Any, truth: Any, redraw: Bootstrap, fitted: Linear
+) -> tuple[Result, Any]:
+    micro, macro = accuracy(predicted, truth)
+    micro_draws, macro_draws = redraw.scores(predicted)
+    is_linear = probe == "linear"
+    result = Result(
+        features=kind,
+        probe="linear" if is_linear else "knn",
+        macro=Score(macro, *interval(macro_draws)),
+        micro=Score(micro, *interval(micro_draws)),
+        strength=fitted.strength if is_linear else None,
+        converged=fitted.converged if is_linear else None,
+    )
+    return result, macro_draws
+
+
+def _compare(
+    kind: str, probe: Probe, draws: Mapping[tuple[str, Probe], tuple[float, Any]]
+) -> Comparison:
+    (mine, my_draws), (other, other_draws) = draws[MODEL, probe], draws[kind, probe]
+    low, high = interval(my_draws - other_draws)
+    verdict: Verdict = "win" if low > 0 else "lose" if high < 0 else "draw"
+    return Comparison(kind, probe, Score(mine - other, low, high), verdict)
+
+
+def count_windows(windows: Windows, classes: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """Return the number of windows by part and class name."""
+    table: dict[str, dict[str, int]] = {}
+    for part in PARTS:
+        codes, counts = np.unique(windows.label[windows.of(part)], return_counts=True)
+        names = [classes.get(str(code), f"class {code}") for code in codes.tolist()]
+        table[part] = dict(zip(names, counts.tolist(), strict=True))
+    return table
+
+
+def majority_accuracy(windows: Windows) -> float:
+    """Return the micro accuracy of always saying the training part's most frequent class."""
+    codes, counts = np.unique(windows.label[windows.of("train")], return_counts=True)
+    return float((windows.label[windows.of("test")] == codes[counts.argmax()]).mean())
+
+
+def markdown(report: Evaluation) -> str:
+    """Write the report for a person."""
+    parts = ", ".join(f"{sum(report.windows[part].values())} {part}" for part in PARTS)
+    classes = len(set().union(*report.windows.values()))
+    lines = [
+        f"# {report.model}, step {report.step}: {report.labels}",
+        "",
+        f"Frozen features of {report.product}, version {report.version}, windows of "
+        f"{report.window_px} px ({parts}), {classes} classes. "
+        f"Always saying the most frequent class scores {_percent(report.majority)} (micro).",
+        "",
+    ]
+    if report.transductive:
+        lines += [
+            "**Transductive**: pretraining saw the images of the validation and test parts, "
+            "without labels.",
+            "",
+        ]
+    lines += [
+        f"| features | probe | macro accuracy % ({CONFIDENCE:.0%} interval) | micro accuracy % |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {TITLES.get(r.features, r.features)} | {r.probe} | {_score_text(r.macro)} "
+        f"| {_score_text(r.micro)} |"
+        for r in report.results
+    ]
+    lines += ["", *[_sentence(c) for c in report.comparisons], "", *_notes(report)]
+    return "\n".join(lines) + "\n"
+
+
+def _sentence(c: Comparison) -> str:
+    words = {
+        "win": "**wins** against",
+        "lose": "**loses** to",
+        "draw": "cannot be told from",
+    }
+    return (
+        f"- Under the {c.probe} probe this model {words[c.verdict]} "
+        f"{TITLES.get(c.baseline, c.baseline)}: {100 * c.difference.value:+.1f} points macro "
+        f"({100 * c.difference.low:+.1f} to {100 * c.difference.high:+.1f})."
+    )
+
+
+def _notes(report: Evaluation) -> list[str]:
+    notes = [
+        f"Intervals: {CONFIDENCE:.0%} of redraws of the test part's {report.resampled}; "
+        "regularisation was chosen on the validation part."
+    ]
+    stopped = [r.features for r in report.results if r.converged is False]
+    if stopped:
+        notes.append(f"The linear probe was stopped before it converged: {', '.join(stopped)}.")
+    return notes
+
+
+def _score_text(score: Score) -> str:
+    return f"{_percent(score.value)} ({_percent(score.low)} to {_percent(score.high)})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

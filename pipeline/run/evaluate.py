@@ -1,0 +1,175 @@
+"""Probe a trained encoder on labels of the same version, beside baselines on the same split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from pipeline.errors import RecipeError
+from pipeline.evaluate.baselines import FILTERS, RandomFilters, image_statistics
+from pipeline.evaluate.features import (
+    Describe,
+    EncoderFeatures,
+    describe_windows,
+    read_windows,
+)
+from pipeline.evaluate.report import (
+    MODEL,
+    Evaluation,
+    count_windows,
+    judge,
+    majority_accuracy,
+    markdown,
+)
+from pipeline.evaluate.windows import Windows, check_parts, cut_windows
+from pipeline.ports import ObjectStore
+from pipeline.pretrain import checkpoint
+from pipeline.pretrain.backbones import build_encoder
+from pipeline.pretrain.checkpoint import Model
+from pipeline.pretrain.normalise import Normaliser
+from pipeline.pretrain.train import choose_device
+from pipeline.recipe import Evaluate, LoadedRecipe
+from pipeline.run.pretrain import describe
+from pipeline.store import layout
+from pipeline.store.patches import PatchReader
+from pipeline.store.reader import open_dataset
+from pipeline.watch.progress import Progress
+
+
+def run_evaluate(
+    loaded: LoadedRecipe,
+    store: ObjectStore,
+    *,
+    model: str | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate a model at its newest checkpoint, on the version it was trained on.
+
+    The report is written beside the model, as JSON and as a table.
+
+    Parameters
+    ----------
+    loaded : LoadedRecipe
+        With an `[evaluate]` table.
+    store : ObjectStore
+        The root.
+    model : str or None
+        Name; None: the one that the recipe's `[pretrain]` makes of the newest version.
+    device : str
+        `auto`, `cpu`, `cuda`.
+    progress : Progress or None
+
+    Raises
+    ------
+    RecipeError
+        No such model or labels, or the split leaves a part without two classes.
+    """
+    settings = _settings(loaded)
+    name = model or describe(loaded, open_dataset(store)).name
+    trained = checkpoint.load(store, name)
+    dataset = open_dataset(store, version=trained.version)
+    product = loaded.products[settings.labels]
+    images, labels = dataset.patches(trained.product), dataset.patches(settings.labels)
+    windows = cut_windows(
+        images,
+        labels,
+        window_px=settings.window_px,
+        min_label_fraction=settings.min_label_fraction,
+        ignore=product.ignore_class,
+        static=product.temporal == "static",
+    )
+    check_parts(windows)
+    if progress is not None:
+        progress.start("evaluate", len(windows))
+    place = choose_device(device)
+    normaliser = Normaliser(trained.mean, trained.std, trained.fill).to(place)
+    features = describe_windows(
+        images,
+        windows,
+        normaliser,
+        _kinds(store, trained, images, windows, normaliser, place, settings.seed),
+        device=place,
+    )
+    results, comparisons, resampled = judge(features, windows, k=settings.knn, seed=settings.seed)
+    if progress is not None:
+        progress.advance(len(windows))
+    report = Evaluation(
+        model=trained.name,
+        step=trained.step,
+        version=trained.version,
+        digest=trained.digest,
+        product=trained.product,
+        labels=settings.labels,
+        transductive=trained.settings.transductive,
+        window_px=windows.edge_px,
+        windows=count_windows(windows, product.classes),
+        majority=majority_accuracy(windows),
+        resampled=resampled,
+        results=results,
+        comparisons=comparisons,
+    )
+    return _write(store, report, settings)
+
+
+def _settings(loaded: LoadedRecipe) -> Evaluate:
+    settings = loaded.recipe.evaluate
+    if settings is None:
+        raise RecipeError(
+            f"recipe {loaded.name} has no [evaluate] table; add one with `labels`, the id of a "
+            "label product of the recipe."
+        )
+    labels = [key for key, product in loaded.products.items() if product.kind == "labels"]
+    if settings.labels not in labels:
+        raise RecipeError(
+            f"`evaluate.labels` is {settings.labels!r}, but the label products of recipe "
+            f"{loaded.name} are: {', '.join(labels) or 'none'}."
+        )
+    return settings
+
+
+def _kinds(
+    store: ObjectStore,
+    model: Model,
+    images: PatchReader,
+    windows: Windows,
+    normaliser: Normaliser,
+    device: torch.device,
+    seed: int,
+) -> dict[str, Describe]:
+    """Return the model's features and those of every baseline, all of the same pixels."""
+    encoder = checkpoint.load_encoder(store, model).to(device)
+    # Exactly the weights that training began with.
+    untrained = build_encoder(model.shape, seed=model.settings.seed).to(device)
+    sample = _some(windows, "train", FILTERS, seed)
+    seen = list(read_windows(images, sample, normaliser, device=device, threads=2))
+    return {
+        MODEL: EncoderFeatures(encoder, model.shape.image_px),
+        "untrained": EncoderFeatures(untrained, model.shape.image_px),
+        "image-statistics": image_statistics,
+        "random-filters": RandomFilters(torch.cat([view.image for view in seen]), seed=seed),
+    }
+
+
+def _some(windows: Windows, part: str, count: int, seed: int) -> Windows:
+    """Draw windows of one part, all of them if there are not so many."""
+    numbers = windows.of(part)
+    if len(numbers) > count:
+        numbers = np.sort(np.random.default_rng(seed).choice(numbers, count, replace=False))
+    columns = ("patch", "y_px", "x_px", "label", "location", "part")
+    return replace(windows, **{name: getattr(windows, name)[numbers] for name in columns})
+
+
+def _write(store: ObjectStore, report: Evaluation, settings: Evaluate) -> Evaluation:
+    """Write the report under a name that tells what was asked, and of which checkpoint."""
+    asked = json.dumps([settings.model_dump(mode="json"), report.step], sort_keys=True)
+    digest = hashlib.sha256(asked.encode()).hexdigest()[:6]
+    key = layout.model(report.model, f"evaluation/{report.labels}-{report.step:08d}-{digest}")
+    report = replace(report, path=f"{key}.json")
+    store.put(f"{key}.md", markdown(report).encode())
+    store.put(report.path, layout.dump_json(report.to_json()))
+    return report

@@ -1,0 +1,244 @@
+"""Learn from a published version without labels; run it again and it goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import RecipeError
+from pipeline.ports import ObjectStore
+from pipeline.pretrain import checkpoint
+from pipeline.pretrain.backbones import EncoderShape
+from pipeline.pretrain.batches import Order, stream
+from pipeline.pretrain.checkpoint import Model
+from pipeline.pretrain.normalise import Normaliser
+from pipeline.pretrain.train import Run, build_run, choose_device, last_health, train
+from pipeline.recipe import LoadedRecipe, Pretrain
+from pipeline.store.patches import PatchReader
+from pipeline.store.reader import Dataset, open_dataset
+from pipeline.watch.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainReport:
+    """What a run learned, and how healthy it is."""
+
+    model: str
+    """Name, a folder of `models/`."""
+    version: int
+    """Published version it learned from."""
+    steps: int
+    resumed_from: int
+    """Step it went on from; equal to `steps` if there was nothing left to do."""
+    locations: int
+    patches: int
+    paired_fraction: float
+    """Share of locations that have at least two times: the others are paired with themselves."""
+    transductive: bool
+    """Whether it saw the validation and test parts too (without labels)."""
+    loss: float
+    embedding_std: float
+    mean_cosine: float
+    effective_rank: float
+    collapsed: bool
+    """Whether the embeddings look like one point (`pipeline.pretrain.monitors`)."""
+
+
+def run_pretrain(
+    loaded: LoadedRecipe,
+    store: ObjectStore,
+    *,
+    name: str | None = None,
+    resume: bool = True,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> PretrainReport:
+    """Train the recipe's model on the newest version, from its newest checkpoint if there is one.
+
+    Parameters
+    ----------
+    loaded : LoadedRecipe
+        With a `[pretrain]` table.
+    store : ObjectStore
+        The root.
+    name : str or None
+        Of the model; None: one that tells method, backbone, version and settings.
+    resume : bool
+        False: drop earlier checkpoints of that name and begin anew.
+    device : str
+        `auto`, `cpu`, `cuda`.
+    progress : Progress or None
+
+    Raises
+    ------
+    RecipeError
+        The recipe does not fit the data, or the name belongs to another run.
+    """
+    settings = _settings(loaded)
+    dataset = open_dataset(store)
+    reader = _reader(dataset, product_of(loaded), transductive=settings.transductive)
+    model = describe(loaded, dataset, name=name)
+    place = choose_device(device)
+    run = build_run(settings, model.shape, place)
+    if resume:
+        _resume(store, model, run)
+    else:
+        for step in checkpoint.steps(store, model.name):
+            checkpoint.drop(store, model.name, step)
+    started = run.step
+    order = Order(
+        reader.sample_row,
+        views=run.method.views,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+    if progress is not None:
+        progress.start("pretrain", settings.steps - started)
+    train(
+        run,
+        stream(
+            reader,
+            order,
+            start=started,
+            stop=settings.steps,
+            threads=settings.threads,
+            pin=place.type == "cuda",
+        ),
+        settings=settings,
+        shape=model.shape,
+        normaliser=Normaliser(model.mean, model.std, model.fill).to(place),
+        checkpoint=lambda run: _save(store, model, run),
+        after_step=lambda _: progress.advance() if progress is not None else None,
+    )
+    report = _report(model, run, reader, started)
+    if report.collapsed and progress is not None:
+        progress.note(
+            f"pretrain: embeddings look collapsed (deviation {report.embedding_std:.2f}, mean "
+            f"cosine {report.mean_cosine:.2f}); see models/{model.name}/"
+        )
+    return report
+
+
+def product_of(loaded: LoadedRecipe) -> str:
+    """Return the id of the product that is learned from.
+
+    Raises
+    ------
+    RecipeError
+        There is no such image product in the recipe.
+    """
+    images = [key for key, product in loaded.products.items() if product.kind == "image"]
+    wanted = _settings(loaded).product
+    if wanted is None and images:
+        return images[0]
+    if wanted not in images:
+        raise RecipeError(
+            f"`pretrain.product` is {wanted!r}, but the image products of recipe {loaded.name} "
+            f"are: {', '.join(images) or 'none'}."
+        )
+    return str(wanted)
+
+
+def describe(loaded: LoadedRecipe, dataset: Dataset, *, name: str | None = None) -> Model:
+    """Return what the recipe's model on this version is, before its first step."""
+    settings, product = _settings(loaded), product_of(loaded)
+    reader = dataset.patches(product)
+    mean, std, _ = dataset.statistics(product)
+    size_px = reader.shape[-1]
+    crop_px = settings.crop_px or size_px
+    if crop_px > size_px:
+        raise RecipeError(
+            f"`pretrain.crop_px` is {crop_px}, but the patches of {product} have {size_px} pixels."
+        )
+    return Model(
+        name=checkpoint.check_name(name or _default_name(settings, product, dataset)),
+        dataset=dataset.version.name,
+        identity=dataset.version.identity,
+        version=dataset.version.number,
+        digest=dataset.version.dataset_digest,
+        product=product,
+        bands=tuple(reader.bands),
+        wavelength_nm=tuple(reader.wavelength_nm),
+        # Bands that no training patch saw have no statistics; any number will do for them.
+        mean=tuple(np.nan_to_num(mean).tolist()),
+        std=tuple(np.nan_to_num(std, nan=1.0).tolist()),
+        fill=None if np.isnan(reader.fill) else float(reader.fill),
+        shape=EncoderShape(settings.backbone, len(reader.bands), crop_px, settings.patch_px),
+        settings=settings,
+    )
+
+
+def _settings(loaded: LoadedRecipe) -> Pretrain:
+    if loaded.recipe.pretrain is None:
+        raise RecipeError(
+            f"recipe {loaded.name} has no [pretrain] table; add one, for example "
+            '[pretrain] with method = "moco" and backbone = "resnet18".'
+        )
+    return loaded.recipe.pretrain
+
+
+def _default_name(settings: Pretrain, product: str, dataset: Dataset) -> str:
+    """Name a run by what it is, so that other settings never meet its checkpoints."""
+    values = [product, settings.model_dump(mode="json", exclude={"threads", "checkpoint_every"})]
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    number = dataset.version.number
+    return f"{settings.method}-{settings.backbone}-v{number}-{digest[:6]}".replace("_", "-")
+
+
+def _reader(dataset: Dataset, product: str, *, transductive: bool) -> PatchReader:
+    if transductive:
+        return dataset.patches(product)
+    splits = set(dataset.sel(product=product).index["split"].unique().to_pylist())
+    if "train" not in splits:
+        raise RecipeError(
+            f"version {dataset.version.number} has no {product} patch in the training part; "
+            "collect more locations, or change `split` (smaller `block_km`, a larger `train`)."
+        )
+    return dataset.sel(product=product, split="train").patches(product)
+
+
+def _resume(store: ObjectStore, model: Model, run: Run) -> None:
+    """Bring a run to its newest checkpoint, if it has one and is the same run."""
+    known = checkpoint.steps(store, model.name)
+    if not known:
+        return
+    found = checkpoint.load(store, model.name, known[-1])
+    for field in ("identity", "digest", "product", "shape", "settings", "mean", "std"):
+        old, new = getattr(found, field), getattr(model, field)
+        if field == "settings":
+            free = {"threads", "checkpoint_every"}
+            old, new = old.model_dump(exclude=free), new.model_dump(exclude=free)
+        if old != new:
+            raise RecipeError(
+                f"model {model.name!r} in {store.url} was begun with another {field}; give this "
+                "run another name, or begin it anew."
+            )
+    run.restore(*checkpoint.load_state(store, found))
+
+
+def _save(store: ObjectStore, model: Model, run: Run) -> None:
+    reached = model.model_copy(update={"step": run.step})
+    checkpoint.save(store, reached, run.method.encoder, run.state(), run.log_csv())
+
+
+def _report(model: Model, run: Run, reader: PatchReader, started: int) -> PretrainReport:
+    _, times = np.unique(reader.sample_row, return_counts=True)
+    measured = last_health(run)
+    return PretrainReport(
+        model=model.name,
+        version=model.version,
+        steps=run.step,
+        resumed_from=started,
+        locations=len(times),
+        patches=len(reader),
+        paired_fraction=float((times > 1).mean()),
+        transductive=model.settings.transductive,
+        loss=run.log[-1][1],
+        embedding_std=measured.std,
+        mean_cosine=measured.cosine,
+        effective_rank=measured.rank,
+        collapsed=measured.collapsed,
+    )
