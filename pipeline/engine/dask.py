@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import dask
-from distributed import Client, LocalCluster, as_completed
+from distributed import Client, KilledWorker, LocalCluster, as_completed
 
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, TryAgain
 from pipeline.ports import Outcome
 
 #: Workers that may die under one task before the task is given back as an error. Death is often
@@ -74,12 +74,12 @@ class DaskEngine:
         """How many tasks can run at once (at least 1: workers of a cluster may still be coming)."""
         if self._client is None:
             return self._wanted or os.cpu_count() or 1
-        return max(sum(self._client.nthreads().values()), 1)
+        return max(sum(int(threads) for threads in self._client.nthreads().values()), 1)
 
     @property
     def address(self) -> str:
         """Address of the scheduler."""
-        return str(self._connected().scheduler.address)
+        return str(self._connected().scheduler_info()["address"])
 
     @property
     def dashboard(self) -> str:
@@ -95,8 +95,9 @@ class DaskEngine:
     ) -> Iterator[Outcome]:
         """Yield outcomes as they come; items are asked for only when there is room for them.
 
-        A task whose worker died is given to another one; after `DEATHS_ALLOWED` deaths the
-        outcome is the error. Leaving the iteration early cancels what has not been started.
+        A task whose worker died is given to another one; after more than `DEATHS_ALLOWED` deaths
+        the outcome is a `TryAgain` (`worker-died`). Leaving the iteration early cancels what has
+        not been started.
         """
         client = self._connected()
         room = in_flight or QUEUED_PER_WORKER * self.workers
@@ -155,9 +156,14 @@ def _outcome(item: Any, future: Any) -> Outcome:
     """Turn a finished future into an outcome, and let go of it."""
     if future.status == "finished":
         outcome = Outcome(item, result=future.result())
-    elif future.status == "error":
-        outcome = Outcome(item, error=future.exception())
     else:
-        outcome = Outcome(item, error=RuntimeError(f"the task was {future.status}"))
+        error = future.exception() if future.status == "error" else None
+        if error is None or isinstance(error, KilledWorker):
+            error = TryAgain(
+                f"{DEATHS_ALLOWED + 1} workers died under the task, or it was {future.status}; "
+                "a worker that runs out of memory dies so: use fewer workers or smaller shards",
+                failure="worker-died",
+            )
+        outcome = Outcome(item, error=error)
     future.release()
     return outcome

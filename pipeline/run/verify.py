@@ -1,0 +1,138 @@
+"""Make sure that what is stored is what was promised: objects, ledger, pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow.compute as pc
+
+from pipeline.errors import IntegrityError
+from pipeline.ports import ObjectStore
+from pipeline.recipe import LoadedRecipe
+from pipeline.store import layout
+from pipeline.store.commit import Commit, newest, read_commit, read_ledgers
+from pipeline.store.ledger import dataset_digest, tally
+from pipeline.task.compare import Comparison, compare
+
+#: Bytes of an object that are read and hashed at once.
+_PIECE_BYTES = 16 * 2**20
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """What was looked at, and found sound."""
+
+    shards: int = 0
+    objects: int = 0
+    bytes: int = 0
+    planned: int = 0
+    """Patches in the ledger, which adds up."""
+    compared: int = 0
+    """Patches read again from their source and found equal."""
+    unreadable: Counter[str] = field(default_factory=Counter)
+    """Patches drawn whose source cannot be read any more, by failure class: the stored pixels are
+    as they were written, but cannot be compared."""
+    dataset_digest: str = ""
+
+
+def run_verify(
+    loaded: LoadedRecipe, store: ObjectStore, *, share: float = 0.01, seed: int = 0
+) -> VerifyReport:
+    """Hash every object of the newest revisions, add up the ledger, and read some patches again.
+
+    Parameters
+    ----------
+    share : float
+        Of the written patches, drawn at random; 0: none, else at least one.
+    seed : int
+        Which ones are drawn.
+
+    Raises
+    ------
+    IntegrityError
+        Something is not as it was committed; the message names every object or patch.
+    """
+    layout.claim(store, loaded)
+    report, wrong = VerifyReport(), []
+    revisions = newest(store)
+    for shard, revision in sorted(revisions.items()):
+        commit = read_commit(store, shard, revision)
+        wrong += _hash_all(store, commit, report)
+        if commit.identity != loaded.identity:
+            wrong.append(f"{layout.commit(shard, revision)} belongs to another recipe")
+        report.shards += 1
+    if wrong:
+        raise IntegrityError(f"{store.url}: " + "; ".join(wrong) + ".")
+    report.planned = tally(store).planned
+    report.dataset_digest = dataset_digest(store, revisions)
+    for shard, numbers in _drawn(store, revisions, share, seed).items():
+        for found in compare(store, shard, revisions[shard], numbers):
+            wrong += _judge(found, shard, report)
+    if wrong:
+        raise IntegrityError(f"{store.url}: " + "; ".join(wrong) + ".")
+    return report
+
+
+def _hash_all(store: ObjectStore, commit: Commit, report: VerifyReport) -> list[str]:
+    """Compare every object of a shard revision with its commit; return what is wrong."""
+    wrong = []
+    for name, (digest, size) in commit.objects.items():
+        key = f"{commit.folder}/{name}"
+        report.objects += 1
+        report.bytes += size
+        try:
+            found = store.size(key)
+            if found != size:
+                wrong.append(f"{key} has {found} bytes instead of {size}")
+            elif _sha256(store, key, size) != digest:
+                wrong.append(f"{key} has changed since it was committed")
+        except KeyError:
+            wrong.append(f"{key} is gone")
+    strays = set(store.list(commit.folder)) - {f"{commit.folder}/{name}" for name in commit.objects}
+    wrong += [f"{key} is in no commit" for key in sorted(strays)]
+    return wrong
+
+
+def _sha256(store: ObjectStore, key: str, size: int) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, size, _PIECE_BYTES):
+        digest.update(store.get_ranges(key, [(start, min(size, start + _PIECE_BYTES))])[0])
+    return digest.hexdigest()
+
+
+def _drawn(
+    store: ObjectStore, revisions: dict[str, int], share: float, seed: int
+) -> dict[str, list[int]]:
+    """Draw written patches: by shard, the numbers of its written ledger rows."""
+    written = {
+        shard: pc.sum(pc.equal(ledger["state"], "written")).as_py() or 0
+        for shard, ledger in read_ledgers(store, dict(sorted(revisions.items())), ["state"])
+    }
+    total = sum(written.values())
+    count = min(total, max(1, round(share * total))) if share > 0 else 0
+    chosen = np.sort(np.random.default_rng(seed).choice(total, count, replace=False))
+    drawn: dict[str, list[int]] = {}
+    start = 0
+    for shard, number in written.items():
+        own = chosen[(chosen >= start) & (chosen < start + number)] - start
+        if own.size:
+            drawn[shard] = own.tolist()
+        start += number
+    return drawn
+
+
+def _judge(found: Comparison, shard: str, report: VerifyReport) -> list[str]:
+    row = found.row
+    name = f"{row.location} {row.product} {row.slot} in {shard}"
+    if not found.stored:
+        return [f"{name}: the stored pixels do not have the digest of the ledger"]
+    if found.source == "differs":
+        return [f"{name}: its source is the same file, but gives other pixels"]
+    if found.source == "equal":
+        report.compared += 1
+    else:
+        report.unreadable[found.source] += 1
+    return []

@@ -1,0 +1,191 @@
+"""Walk the groups of a shard through their candidates: masks first, then bands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.raster.masks import FILL, fractions
+from pipeline.records import PlannedPatch, Rejected
+from pipeline.stages.extract import (
+    Failure,
+    Trial,
+    judge,
+    listed_by,
+    needed_scenes,
+    passes_unmasked,
+    unsuitable,
+)
+from pipeline.store.shard import ArraySpec
+from pipeline.task.bands import Finished, Pick, Result, read_bands
+from pipeline.task.cut import place
+from pipeline.task.lock import Lock
+from pipeline.task.quality import Quality, SceneMask
+from pipeline.task.read import Reader
+
+#: Files of quality layers read at once: they are small, so waiting for answers is what they cost.
+MASK_READERS = 6
+#: Image files read at once: one is decoded while the next is fetched.
+BAND_READERS = 2
+#: Patches painted and encoded at once, beside the reading.
+FINISHERS = 2
+
+
+@dataclass(slots=True)
+class Decided:
+    """A group at its end, with what is to be stored of it."""
+
+    trial: Trial
+    patches: list[tuple[Pick, Finished]] = field(default_factory=list)
+    """One for each member if the group was accepted, else empty."""
+
+
+def decide(
+    trials: Sequence[Trial], lock: Lock, specs: dict[str, ArraySpec], reader: Reader
+) -> list[Decided]:
+    """Return what becomes of each group, in the order given.
+
+    Raises
+    ------
+    TryAgain
+        A file could not be read now, and this is not the final round (see `Reader`).
+    """
+    quality = Quality(lock.loaded, lock.scenes, reader)
+    decided = {id(trial): Decided(trial) for trial in trials}
+    with (
+        ThreadPoolExecutor(MASK_READERS, "masks") as mask_readers,
+        ThreadPoolExecutor(BAND_READERS, "bands") as band_readers,
+        ThreadPoolExecutor(FINISHERS, "finish") as finishers,
+    ):
+        # A candidate that its bands refuse sends the group back to the masks of the next one.
+        while undecided := [trial for trial in trials if trial.open]:
+            _by_masks(undecided, lock, quality, mask_readers)
+            picks = [
+                _pick(trial, member, lock, quality)
+                for trial in undecided
+                if trial.accepted
+                for member in trial.members
+            ]
+            results = read_bands(
+                picks, lock, specs, reader, readers=band_readers, finishers=finishers
+            )
+            _by_bands(results, decided)
+    return list(decided.values())
+
+
+def _by_masks(trials: Sequence[Trial], lock: Lock, quality: Quality, threads: Executor) -> None:
+    """Take every open group to a candidate that passes by its masks, or to its end.
+
+    Leaders are asked before followers: where a leader is cloudy nothing of its followers is read.
+    """
+    while asked := [trial for trial in trials if trial.open]:
+        for whom in (_leader, _followers):
+            asked = [trial for trial in asked if _each(trial, whom, _suits(lock))]
+            listed = listed_by(trial for trial in trials if trial.open)
+            wanted = {scene: listed[scene] for scene in needed_scenes(asked, whom)}
+            quality.load(wanted, threads)
+            asked = [trial for trial in asked if _each(trial, whom, _looks_good(lock, quality))]
+        for trial in asked:
+            trial.accepted = True
+
+
+def _by_bands(results: Iterable[tuple[Pick, Result]], decided: dict[int, Decided]) -> None:
+    """Keep the patches of groups whose every member was painted; let the others go on or end."""
+    painted: dict[int, list[tuple[Pick, Finished]]] = {}
+    fallen: dict[int, list[tuple[Pick, Rejected | Failure]]] = {}
+    for pick, result in results:
+        key = id(pick.trial)
+        if isinstance(result, Finished):
+            painted.setdefault(key, []).append((pick, result))
+        else:
+            fallen.setdefault(key, []).append((pick, result))
+    for key in painted.keys() - fallen.keys():
+        decided[key].patches = painted[key]
+    for key, reasons in fallen.items():
+        trial = decided[key].trial
+        # The order of the members decides, not that in which their files came: and a failure ends
+        # the group even if another member was unsuitable, because that one may be unsuitable only
+        # in this candidate.
+        place_of = {member.product: place for place, member in enumerate(trial.members)}
+        reasons.sort(key=lambda pair: place_of[pair[0].patch.product])
+        failures = [why for _, why in reasons if isinstance(why, Failure)]
+        if failures:
+            trial.fail(failures[0])
+        else:
+            pick, why = reasons[0]
+            if isinstance(why, Rejected):
+                trial.reject(pick.patch, why)
+
+
+def _leader(trial: Trial) -> tuple[PlannedPatch, ...]:
+    return trial.members[:1]
+
+
+def _followers(trial: Trial) -> tuple[PlannedPatch, ...]:
+    return trial.members[1:]
+
+
+Question = Callable[[Trial, PlannedPatch], Rejected | Failure | None]
+
+
+def _each(trial: Trial, whom: Callable[[Trial], tuple[PlannedPatch, ...]], ask: Question) -> bool:
+    """Return whether all of some members pass; the first that does not is noted."""
+    for member in whom(trial):
+        why = ask(trial, member)
+        if isinstance(why, Failure):
+            trial.fail(why)
+            return False
+        if why is not None:
+            trial.reject(member, why)
+            return False
+    return True
+
+
+def _suits(lock: Lock) -> Question:
+    """Return the question whether a candidate can serve at all, before anything is read."""
+
+    def ask(trial: Trial, member: PlannedPatch) -> Rejected | None:
+        scenes = [lock.scenes[name] for name in trial.scenes(member)]
+        return unsuitable(member, scenes, lock.loaded)
+
+    return ask
+
+
+def _looks_good(lock: Lock, quality: Quality) -> Question:
+    """Return the question whether a candidate passes by its masks."""
+
+    def ask(trial: Trial, member: PlannedPatch) -> Rejected | Failure | None:
+        product, wish = lock.loaded.products[member.product], lock.loaded.wishes[member.product]
+        masks: list[SceneMask] = []
+        for name in trial.scenes(member):
+            mask = quality.get(member, name)
+            if isinstance(mask, Failure):
+                return mask
+            if not mask.files and not passes_unmasked(product, wish):
+                return Rejected(reason="unmasked", detail=f"{name} has no quality layers")
+            masks.append(mask)
+        return judge(fractions(_first_seen(masks), wish.cloudy), wish)
+
+    return ask
+
+
+def _first_seen(masks: Sequence[SceneMask]) -> NDArray[np.uint8]:
+    codes = masks[0].codes
+    for mask in masks[1:]:
+        codes = np.where(codes == FILL, mask.codes, codes)
+    return codes
+
+
+def _pick(trial: Trial, member: PlannedPatch, lock: Lock, quality: Quality) -> Pick:
+    """Return an accepted patch with what its bands need; its masks of other scenes are let go."""
+    names = trial.scenes(member)
+    scenes = tuple(lock.scenes[name] for name in names)
+    masks = tuple(m for m in (quality.get(member, n) for n in names) if isinstance(m, SceneMask))
+    size_px, pixel_m = lock.loaded.size_px(member.product), lock.loaded.pixel_m(member.product)
+    places = tuple(place(member, scene, size_px=size_px, pixel_m=pixel_m) for scene in scenes)
+    quality.forget(member)
+    return Pick(trial, member, scenes, masks, places)

@@ -1,0 +1,225 @@
+"""Build one revision of one shard: the one function that a worker runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from pipeline.errors import TryAgain
+from pipeline.ports import ByteSource, ObjectStore
+from pipeline.recipe import LoadedRecipe
+from pipeline.records import LedgerRow
+from pipeline.sources.http import open_source
+from pipeline.sources.providers import Provider, load_provider
+from pipeline.stages.extract import Trial, too_many_failures, trials_of
+from pipeline.store import layout
+from pipeline.store.commit import Commit, read_commit, write_commit
+from pipeline.store.objects import open_store
+from pipeline.store.shard import NO_TIME, ArraySpec, ShardWriter, store_shard
+from pipeline.store.tables import from_rows, to_rows
+from pipeline.task.account import known_sources, not_written, written
+from pipeline.task.copy import copy_patches
+from pipeline.task.decide import Decided, decide
+from pipeline.task.lock import Lock, array_specs, read_lock
+from pipeline.task.order import ShardOrder, ShardReport
+from pipeline.task.read import Reader
+
+
+def build_shard(order: ShardOrder) -> ShardReport:
+    """Read, decide and write one shard; it exists when this has returned `committed`.
+
+    Nothing is committed, and the report says why, if a file could not be read now and this is
+    not the final round, if a provider's circuit is open, or if over half of the patches failed.
+    A retry (revision 2 and later) commits, and says, nothing where nothing changed.
+
+    Raises
+    ------
+    IntegrityError
+        What is stored contradicts itself, or another worker committed something else.
+    RecipeError
+        The recipe asks for pixels that the product does not have.
+    """
+    store = open_store(order.root)
+    lock = read_lock(store, order.plan, order.shard)
+    before = _before(store, order)
+    trials = trials_of(lock.patches, list(lock.loaded.products))
+    again, kept = _split(trials, before, order.classes)
+    source_of = sources_of(lock.loaded, order.share)
+    requests = _Requests(lock, source_of)
+    reader = Reader(source_of, known_sources(kept), final=order.final)
+    specs = array_specs(lock)
+    report = ShardReport(order.name)
+    try:
+        decided = decide(again, lock, specs, reader)
+    except TryAgain as error:
+        report.passing = str(error)
+        report.circuit_open = error.failure == "circuit-open"
+        decided = []
+    report.requests = requests.made()
+    report.blocks_touched, report.blocks_decoded = reader.blocks_touched, reader.blocks_decoded
+    if report.passing:
+        return report
+    rows = _rows(decided, reader)
+    _count(report, [*rows, *kept])
+    if not order.accept_failures and too_many_failures(trials):
+        report.passing = f"{sum(report.failed.values())} of {len(lock.patches)} patches failed"
+        return report
+    if before is not None and not _changed(before, rows):
+        return report
+    _write(store, order, lock, specs, decided, rows, kept, before, report)
+    return report
+
+
+def _split(
+    trials: Sequence[Trial], before: Commit | None, classes: tuple[str, ...]
+) -> tuple[list[Trial], list[LedgerRow]]:
+    """Return the groups to try, and the rows of the earlier revision that stay."""
+    if before is None:
+        return list(trials), []
+    rows = {(r.product, r.sample, r.time): r for r in to_rows(before.ledger, LedgerRow)}
+    again, kept = [], []
+    for trial in trials:
+        own = [rows[m.product, m.sample, m.time] for m in trial.members]
+        if any(r.state == "failed" and (not classes or r.reason in classes) for r in own):
+            again.append(trial)
+        else:
+            kept += own
+    return again, kept
+
+
+def _rows(decided: Sequence[Decided], reader: Reader) -> list[LedgerRow]:
+    rows = []
+    for group in decided:
+        rows += [written(pick, finished, reader) for pick, finished in group.patches]
+        if not group.patches:
+            rows += not_written(group.trial)
+    return rows
+
+
+def _changed(before: Commit, rows: Sequence[LedgerRow]) -> bool:
+    """Return whether anything became of the patches other than in an earlier revision."""
+
+    def gist(row: LedgerRow) -> tuple[str, ...]:
+        return row.product, str(row.sample), str(row.time), row.state, row.reason, row.pixel_digest
+
+    known = {gist(row) for row in to_rows(before.ledger, LedgerRow)}
+    return any(gist(row) not in known for row in rows)
+
+
+def _count(report: ShardReport, rows: Sequence[LedgerRow]) -> None:
+    report.written = sum(row.state == "written" for row in rows)
+    report.rejected = Counter(row.reason for row in rows if row.state == "rejected")
+    report.failed = Counter(row.reason for row in rows if row.state == "failed")
+
+
+def _write(
+    store: ObjectStore,
+    order: ShardOrder,
+    lock: Lock,
+    specs: dict[str, ArraySpec],
+    decided: Sequence[Decided],
+    rows: Sequence[LedgerRow],
+    kept: Sequence[LedgerRow],
+    before: Commit | None,
+    report: ShardReport,
+) -> None:
+    """Write the objects, then the commit that makes them a shard."""
+    writer = ShardWriter(specs)
+    for group in decided:
+        for pick, finished in group.patches:
+            patch = pick.patch
+            writer.put(patch.product, patch.sample, patch.time, finished.encoded)
+    if before is not None:
+        copy_patches(store, before, kept, writer)
+    ledger = sorted([*rows, *kept], key=lambda row: (row.product, row.sample, row.time))
+    for product, spec in specs.items():
+        _set_coordinates(writer, spec, lock, [row for row in ledger if row.product == product])
+    folder = layout.shard_folder(order.name, order.revision)
+    # Of an attempt that was killed, objects may be left that this one does not write.
+    mine = {f"{folder}/{key}" for key, _ in writer.objects()}
+    for key in [key for key in store.list(folder) if key not in mine]:
+        store.delete(key)
+    objects = store_shard(store, folder, writer)
+    write_commit(
+        store,
+        Commit(
+            shard=order.name,
+            revision=order.revision,
+            plan=order.plan,
+            identity=lock.loaded.identity,
+            plan_digest=lock.plan_digest,
+            objects=objects,
+            specs=specs,
+            ledger=from_rows(ledger, LedgerRow),
+        ),
+    )
+    report.committed = True
+    report.bytes = sum(size for _, size in objects.values())
+
+
+def _set_coordinates(
+    writer: ShardWriter, spec: ArraySpec, lock: Lock, rows: Sequence[LedgerRow]
+) -> None:
+    """Say where and when the patches of a product are; samples that it does not have stay empty."""
+    location = [""] * spec.samples
+    epsg = np.zeros(spec.samples, "int32")
+    x_m, y_m = np.full(spec.samples, np.nan), np.full(spec.samples, np.nan)
+    for patch in lock.patches:
+        if patch.product == spec.product:
+            location[patch.sample], epsg[patch.sample] = patch.location, patch.epsg
+            x_m[patch.sample], y_m[patch.sample] = patch.x_min_m, patch.y_max_m
+    scene = np.full((spec.samples, spec.times), "", dtype=object)
+    acquired = np.full((spec.samples, spec.times), NO_TIME, "int64")
+    for row in rows:
+        if row.acquired is not None:
+            scene[row.sample, row.time] = " ".join(row.scenes)
+            moment = np.datetime64(row.acquired.replace(tzinfo=None), "us")
+            acquired[row.sample, row.time] = moment.astype("int64")
+    writer.set_coordinates(
+        spec.product,
+        location=location,
+        epsg=epsg,
+        x_origin_m=x_m,
+        y_origin_m=y_m,
+        scene=scene,
+        acquired=acquired,
+    )
+
+
+def _before(store: ObjectStore, order: ShardOrder) -> Commit | None:
+    return read_commit(store, order.name, order.revision - 1) if order.revision > 1 else None
+
+
+class _Requests:
+    """Counts the requests that one task makes through doors that live as long as the process."""
+
+    def __init__(self, lock: Lock, source_of: Callable[[str], ByteSource]) -> None:
+        names = sorted({scene.provider for scene in lock.scenes.values()})
+        self._sources = [source_of(name) for name in names]
+        self._start = self._total()
+
+    def made(self) -> int:
+        """Return how many there were since this was made."""
+        return self._total() - self._start
+
+    def _total(self) -> int:
+        return sum(source.requests for source in self._sources)
+
+
+def sources_of(loaded: LoadedRecipe, share: float) -> Callable[[str], ByteSource]:
+    """Return the doors to the recipe's providers, by name."""
+    urls = {wish.provider: wish.url for wish in loaded.wishes.values()}
+
+    def source_of(name: str) -> ByteSource:
+        return _open(load_provider(name, url=urls.get(name)), share)
+
+    return source_of
+
+
+@lru_cache(maxsize=32)
+def _open(provider: Provider, share: float) -> ByteSource:
+    """Open a provider once for each process, so that limits and the circuit breaker last."""
+    return open_source(provider, share=share)
