@@ -64,9 +64,8 @@ def compare(
         digests = [finished.encoded.digest for _, finished in decided.patches]
         source = "equal" if digests == [row.pixel_digest] else "differs"
         source = failure.failure if failure is not None else source
-        found.append(
-            Comparison(row, _stored_digest(store, commit, row) == row.pixel_digest, source)
-        )
+        stored = _stored_digest(store, commit, row) == row.pixel_digest
+        found.append(Comparison(row, stored, source))
     return found
 
 
