@@ -33,7 +33,7 @@ _BATCH = 1 << 18
 
 #: Draws after which no more new cells are expected: per wanted location, and at least.
 _PATIENCE = 100
-_LEAST_PATIENCE = 1_000_000
+_LEAST_PATIENCE = 200_000
 
 #: Columns of `pipeline.records.Location`.
 _SCHEMA = pa.schema(
@@ -204,8 +204,8 @@ def _tile_scenes(strategy: Scenes, loaded: LoadedRecipe, scenes: pa.Table | None
     tiling = tile_scenes(
         scenes.filter(
             (pc.field("product") == key)
-            & (pc.fill_null(pc.field("cloud_percent"), 100.0) <= wish.max_cloud_percent)
-            & (pc.fill_null(pc.field("sun_elevation_deg"), 90.0) >= wish.min_sun_elevation_deg)
+            & (_known("cloud_percent", 100.0) <= wish.max_cloud_percent)
+            & (_known("sun_elevation_deg", 90.0) >= wish.min_sun_elevation_deg)
         ),
         loaded.lattice,
         loaded.recipe.cell.size_px,
@@ -217,6 +217,11 @@ def _tile_scenes(strategy: Scenes, loaded: LoadedRecipe, scenes: pa.Table | None
         return tiling
     inside = in_region(*tiling.cells.centres(), strategy.region)
     return Tiling(tiling.cells[inside], [tiling.stratum[k] for k in np.flatnonzero(inside)])
+
+
+def _known(column: str, otherwise: float) -> pc.Expression:
+    """Return a column of scenes with a value for what the catalogue does not state."""
+    return pc.coalesce(pc.field(column), pc.scalar(otherwise))
 
 
 def _take_tiling(tiling: Tiling, before: Cells | None, last: int) -> Sampled:
