@@ -86,7 +86,7 @@ class RemoteStore:
 
         start = checked(prefix.rstrip("/")) if prefix.strip("/") else None
         pages = obstore.list(self.obstore, start, chunk_size=1000)
-        keys = self._call(start or "", lambda: [item["path"] for page in pages for item in page])
+        keys = self._call(start, lambda: [item["path"] for page in pages for item in page])
         yield from sorted(keys)
 
     def delete(self, key: str) -> None:
@@ -97,12 +97,11 @@ class RemoteStore:
         except KeyError:
             return
 
-    def _call(self, key: str, action: Callable[[], T]) -> T:
-        """Run one request; translate obstore's errors into ours."""
+    def _call(self, key: str | None, action: Callable[[], T]) -> T:
+        """Run one request about an object, or about the root; make obstore's errors ours."""
         from obstore import exceptions
 
-        if key:
-            checked(key)
+        name = self.url if key is None else f"{self.url}/{checked(key)}"
         try:
             return action()
         except (exceptions.NotFoundError, FileNotFoundError):
@@ -110,11 +109,10 @@ class RemoteStore:
         except exceptions.AlreadyExistsError:
             raise
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-            raise GiveUp(
-                f"{self.url}/{key} is not ours to use: {type(error).__name__}.", failure="forbidden"
-            ) from error
+            text = f"{name} is not ours to use: {type(error).__name__}."
+            raise GiveUp(text, failure="forbidden") from error
         except exceptions.GenericError as error:
-            raise TryAgain(f"{self.url}/{key}: {str(error)[:300]}", failure="connection") from error
+            raise TryAgain(f"{name}: {str(error)[:300]}", failure="connection") from error
 
 
 def _parts(data: Iterable[bytes]) -> Iterator[bytes]:

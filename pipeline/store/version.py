@@ -73,7 +73,8 @@ class Version:
     counts: dict[str, Any]
     """Locations, and patches by product, split, rejection and failure."""
     specs: dict[str, ArraySpec]
-    """By product; samples and times are 0 here, since they differ between shards."""
+    """By product, in the order of the recipe; samples and times are 0 here, since they differ
+    between shards."""
     shards: tuple[ShardEntry, ...]
     files: dict[str, str]
     """Name below `versions/<number>/` to sha256 (hex)."""
@@ -83,7 +84,7 @@ class Version:
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
         values = asdict(self)
-        values["specs"] = {product: spec.to_json() for product, spec in self.specs.items()}
+        values["specs"] = [spec.to_json() for spec in self.specs.values()]
         return {**values, "format": layout.FORMAT}
 
     @classmethod
@@ -91,7 +92,8 @@ class Version:
         """Rebuild what `to_json` returned; `KeyError`, `TypeError` or `ValueError` if it is not."""
         values = dict(values)
         values.pop("format")
-        values["specs"] = {p: ArraySpec.from_json(v) for p, v in values["specs"].items()}
+        specs = (ArraySpec.from_json(spec) for spec in values["specs"])
+        values["specs"] = {spec.product: spec for spec in specs}
         values["shards"] = tuple(_entry(entry) for entry in values["shards"])
         return cls(**values)
 

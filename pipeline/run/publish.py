@@ -1,0 +1,196 @@
+"""Publish: freeze the newest revision of every committed shard as a version."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import IntegrityError, RecipeError
+from pipeline.ports import ObjectStore
+from pipeline.raster.statistics import Moments, merge
+from pipeline.recipe import LoadedRecipe
+from pipeline.records import IndexRow, Location
+from pipeline.stages.publish import PARTS, Places, describe, make_index, sum_moments
+from pipeline.store import layout
+from pipeline.store.commit import newest, read_commit
+from pipeline.store.ledger import dataset_digest, tally
+from pipeline.store.shard import ArraySpec
+from pipeline.store.tables import create_same, encode_table, fit, read_all
+from pipeline.store.version import ShardEntry, Version, numbers, read_version
+
+_LISTS = ("count", "mean", "m2", "minimum", "maximum", "sources")
+_INDEX, _STATISTICS = "index.parquet", "statistics.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishReport:
+    """What was published."""
+
+    version: int
+    new: bool
+    """False: the newest version already says all this."""
+    locations: int
+    patches: dict[str, dict[str, int]]
+    """Product to part of the split to number of patches."""
+    pending: int
+    """Wanted patches whose shards were never built: they are not in the version."""
+    dataset_digest: str
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """What is kept of the commits while they go by, one at a time."""
+
+    shards: list[ShardEntry] = field(default_factory=list)
+    specs: dict[str, ArraySpec] = field(default_factory=dict)
+    written: list[pa.Table] = field(default_factory=list)
+    moments: dict[str, Moments] = field(default_factory=dict)
+    """By product, of the training split."""
+    patches: Counter[str] = field(default_factory=Counter)
+    """Patches that entered `moments`, by product."""
+
+
+def run_publish(loaded: LoadedRecipe, store: ObjectStore) -> PublishReport:
+    """Publish what is committed; return the newest version if nothing is new.
+
+    Old versions stay as they are. Statistics are those of the training split alone.
+
+    Raises
+    ------
+    RecipeError
+        The root is another recipe's, or nothing is committed yet.
+    IntegrityError
+        Commits and plans contradict one another.
+    """
+    layout.claim(store, loaded)
+    revisions = newest(store)
+    if not revisions:
+        raise RecipeError(f"{store.url} has no committed shard; `terrashard extract` makes them.")
+    locations = read_all(store, layout.LOCATIONS, Location)
+    places = Places(locations, loaded.recipe.split, loaded.recipe.seed)
+    gathered = _gather(loaded, store, revisions, places)
+    index = make_index(pa.concat_tables(gathered.written), places, [*loaded.products])
+    files = {
+        _INDEX: encode_table(fit(index, IndexRow, name=_INDEX)),
+        _STATISTICS: layout.dump_json(_statistics(gathered)),
+    }
+    version = Version(
+        number=0,
+        name=loaded.name,
+        identity=loaded.identity,
+        dataset_digest=dataset_digest(store, revisions),
+        counts=_counts(store, index),
+        specs={p: gathered.specs[p] for p in loaded.products if p in gathered.specs},
+        shards=tuple(gathered.shards),
+        files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        recipe={**loaded.dump(), "folder": "."},
+    )
+    number, new = _write(store, version, files)
+    return PublishReport(
+        version=number,
+        new=new,
+        locations=version.counts["locations"],
+        patches=version.counts["patches"],
+        pending=version.counts["pending"],
+        dataset_digest=version.dataset_digest,
+    )
+
+
+def _gather(
+    loaded: LoadedRecipe, store: ObjectStore, revisions: dict[str, int], places: Places
+) -> _Gathered:
+    gathered = _Gathered()
+    for shard, revision in sorted(revisions.items()):
+        commit = read_commit(store, shard, revision)
+        if commit.identity != loaded.identity:
+            raise IntegrityError(f"the commit of {shard} belongs to another recipe.")
+        record = hashlib.sha256(store.get(layout.commit(shard, revision))).hexdigest()
+        entry = ShardEntry.of(commit, record)
+        gathered.shards.append(entry)
+        rows = commit.ledger.filter(pc.equal(commit.ledger["state"], "written"))
+        shards = pa.array([entry.name] * rows.num_rows, "string")
+        gathered.written.append(rows.drop_columns([*_LISTS]).append_column("shard", shards))
+        for product, spec in commit.specs.items():
+            _add_spec(gathered, product, spec)
+            _add_moments(gathered, product, rows, places)
+    return gathered
+
+
+def _add_spec(gathered: _Gathered, product: str, spec: ArraySpec) -> None:
+    """Keep what all shards share of a product's arrays; their extents are in `ShardEntry`."""
+    values = {**spec.to_json(), "samples": 0, "times": 0}
+    shared = ArraySpec.from_json(values)
+    if gathered.specs.setdefault(product, shared).to_json() != values:
+        raise IntegrityError(f"shards differ in what the arrays of {product} look like.")
+
+
+def _add_moments(gathered: _Gathered, product: str, rows: pa.Table, places: Places) -> None:
+    rows = rows.filter(pc.equal(rows["product"], product))
+    if not rows.num_rows:
+        return
+    train = places.parts[places.find(rows["location"].to_pylist())] == "train"
+    rows = rows.filter(pa.array(train))
+    found = sum_moments(rows, len(gathered.specs[product].bands))
+    before = gathered.moments.get(product)
+    gathered.moments[product] = found if before is None else merge(before, found)
+    gathered.patches[product] += rows.num_rows
+
+
+def _statistics(gathered: _Gathered) -> dict[str, Any]:
+    return {
+        product: {
+            "split": "train",
+            "patches": gathered.patches[product],
+            "bands": describe(moments, gathered.specs[product].bands),
+        }
+        for product, moments in gathered.moments.items()
+    }
+
+
+def _counts(store: ObjectStore, index: pa.Table) -> dict[str, Any]:
+    total = tally(store)
+    patches: dict[str, dict[str, int]] = {}
+    groups = index.group_by(["product", "split"]).aggregate([([], "count_all")])
+    for row in groups.sort_by("product").to_pylist():
+        parts = patches.setdefault(row["product"], dict.fromkeys(PARTS, 0))
+        parts[row["split"]] = row["count_all"]
+    return {
+        "locations": pc.count_distinct(index["row"]).as_py(),
+        "patches": patches,
+        "rejected": dict(sorted(total.rejected.items())),
+        "failed": dict(sorted(total.failed.items())),
+        "pending": total.pending,
+    }
+
+
+def _write(store: ObjectStore, version: Version, files: dict[str, bytes]) -> tuple[int, bool]:
+    """Write the files and then the manifest; return number, and whether it is a new one.
+
+    All are create-only. Where a run that was killed, or another one, left other files under the
+    next number, that number is passed over: a gap harms nobody, an overwritten index would.
+    """
+    known = numbers(store)
+    if known and _content(read_version(store, known[-1])) == _content(version):
+        return known[-1], False
+    number = (known[-1] if known else 0) + 1
+    while True:
+        values = {**version.to_json(), "number": number}
+        try:
+            for name, data in files.items():
+                create_same(store, layout.version_file(number, name), data)
+            create_same(store, layout.version(number), layout.dump_json(values))
+        except IntegrityError:
+            number += 1
+            continue
+        return number, True
+
+
+def _content(version: Version) -> dict[str, Any]:
+    """Return what makes two versions the same: not their number, nor how they were asked for."""
+    values = version.to_json()
+    return {key: value for key, value in values.items() if key not in ("number", "recipe")}

@@ -1,0 +1,235 @@
+"""The reader gives back what was written, fast path and slow path alike."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import IntegrityError, RecipeError
+from pipeline.run.publish import run_publish
+from pipeline.store import layout
+from pipeline.store.reader import Dataset, open_dataset
+from pipeline.store.shard import image_key
+
+
+@pytest.fixture
+def published(small):
+    run_publish(small.loaded, small.store)
+    return small
+
+
+def check_against_truth(ds: Dataset, truth: dict) -> None:
+    found = 0
+    for product in ds.products:
+        reader = ds.patches(product)
+        bands, mask = reader.read(slice(None))
+        for i, row in enumerate(reader.rows.to_pylist()):
+            true_bands, true_mask = truth[row["location"], product, row["slot"]]
+            np.testing.assert_array_equal(bands[i], true_bands)
+            np.testing.assert_array_equal(mask[i], true_mask)
+            found += 1
+    assert found == len(truth)
+
+
+def check_parity(ds: Dataset) -> None:
+    for product in ds.products:
+        reader = ds.patches(product)
+        bands, mask = reader.read(slice(None), threads=3)
+        for i in range(len(reader)):
+            slow_bands, slow_mask = reader.slow_read(i)
+            np.testing.assert_array_equal(bands[i], slow_bands)
+            np.testing.assert_array_equal(mask[i], slow_mask)
+
+
+def test_every_patch_comes_back(published) -> None:
+    check_against_truth(open_dataset(published.url), published.truth)
+
+
+def test_the_fast_path_and_zarr_python_agree(published) -> None:
+    check_parity(open_dataset(published.url))
+
+
+def test_a_bucket_reads_like_a_folder(
+    published, bucket: Callable[[str], str], tmp_path: Path
+) -> None:
+    from pipeline.store.objects import open_store
+
+    url = bucket("reader")
+    remote = open_store(url)
+    for key in published.store.list():
+        remote.put(key, published.store.get(key))
+    ds = open_dataset(url)
+    check_against_truth(ds, published.truth)
+    check_parity(ds)
+
+
+def test_a_sample_is_a_location_with_all_its_times(published) -> None:
+    ds = open_dataset(published.url)
+    assert len(ds) == 5, "one of six locations was rejected"
+    assert ds.products == ("optical", "labels")
+    seen = set()
+    for sample in ds:
+        seen.add(sample["location"])
+        for product, shape in (("optical", (3, 16, 16)), ("labels", (1, 8, 8))):
+            part = sample[product]
+            assert part["bands"].shape == (len(part["slot"]), *shape)
+            assert part["acquired"] == sorted(part["acquired"])
+            for time, slot in enumerate(part["slot"]):
+                truth = published.truth[sample["location"], product, slot]
+                np.testing.assert_array_equal(part["bands"][time], truth[0])
+                np.testing.assert_array_equal(part["mask"][time], truth[1])
+    assert len(seen) == 5
+    assert [s["location"] for s in ds[1:3]] == [ds[1]["location"], ds[2]["location"]]
+    assert ds[-1]["location"] == ds[4]["location"]
+    with pytest.raises(IndexError):
+        ds[5]
+
+
+def test_samples_are_in_the_order_of_their_draws(published) -> None:
+    rows = open_dataset(published.url).index.to_pylist()
+    assert [r["row"] for r in rows] == sorted(r["row"] for r in rows)
+    assert rows[0]["location"] == "33N-s2r10-16-00005-00007", "the last cell has the first draw"
+
+
+def test_selections_narrow_down(published) -> None:
+    ds = open_dataset(published.url)
+    assert ds.sel(product="labels").products == ("labels",)
+    assert set(ds.sel(slot="2021-02").index["slot"].to_pylist()) == {"2021-02"}
+    one = ds[2]["location"]
+    assert [s["location"] for s in ds.sel(location=one)] == [one]
+    parts = [len(ds.sel(split=p)) for p in set(ds.index["split"].to_pylist())]
+    assert sum(parts) == len(ds)
+    narrow = ds.sel(slot="2021-02", product="optical")
+    check_parity(narrow)
+    with pytest.raises(RecipeError, match="no patch of slot '1999'; there are: 2021-01"):
+        ds.sel(slot="1999")
+
+
+def test_reading_takes_any_order_repeats_and_given_memory(published) -> None:
+    reader = open_dataset(published.url).patches("optical")
+    whole, whole_mask = reader.read(slice(None))
+    which = [3, 0, 3, -1]
+    out = np.zeros((4, *reader.shape), reader.dtype)
+    mask_out = np.zeros((4, *reader.shape[1:]), "uint8")
+    bands, mask = reader.read(which, out=out, mask_out=mask_out, threads=1)
+    assert bands is out
+    assert mask is mask_out
+    np.testing.assert_array_equal(out, whole[which])
+    np.testing.assert_array_equal(mask_out, whole_mask[which])
+    assert reader.read([])[0].shape == (0, *reader.shape)
+    np.testing.assert_array_equal(reader.read_image("mask", which), whole_mask[which])
+    np.testing.assert_array_equal(reader.read_image("mask_native", [1]), whole_mask[[1]] + 1)
+    with pytest.raises(IndexError):
+        reader.read([len(reader)])
+    with pytest.raises(ValueError, match="memory of"):
+        reader.read([0], out=out)
+
+
+def test_facts_of_the_product_are_there(published) -> None:
+    reader = open_dataset(published.url).patches("optical")
+    assert reader.bands == ("red", "nir", "swir")
+    assert reader.wavelength_nm == (600.0, 800.0, 1000.0)
+    assert (reader.scale, reader.offset, reader.fill) == (0.0001, 0.0, -32768.0)
+    assert reader.dtype == np.dtype("int16")
+    locations = reader.rows["location"].to_pylist()
+    for i in range(len(reader)):
+        for j in range(len(reader)):
+            assert (locations[i] == locations[j]) == (reader.sample_row[i] == reader.sample_row[j])
+
+
+def test_statistics_are_those_of_the_training_pixels(published) -> None:
+    ds = open_dataset(published.url)
+    train = ds.sel(split="train").patches("optical").read(slice(None))[0].astype("float64")
+    mean, std, count = ds.statistics("optical")
+    np.testing.assert_allclose(mean, train.mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(std, train.std(axis=(0, 2, 3)), rtol=1e-12)
+    assert count.tolist() == [train[:, 0].size] * 3
+    everything = ds.patches("optical").read(slice(None))[0]
+    assert everything.shape[0] > train.shape[0]
+    with pytest.raises(RecipeError, match="no statistics of 'radar'"):
+        ds.statistics("radar")
+
+
+def test_xarray_is_lazy_and_agrees(published) -> None:
+    ds = open_dataset(published.url)
+    cube = ds.to_xarray("optical")
+    assert dict(cube.sizes) == {"sample": 5, "time": 2, "band": 3, "y": 16, "x": 16}
+    shard = next(
+        k for k in published.store.list("shards") if k.endswith(image_key("optical", "bands"))
+    )
+    data = published.store.get(shard)
+    published.store.delete(shard)
+    cube["acquired"].values, cube["location"].values
+    published.store.put(shard, data)
+    for s, location in enumerate(cube["location"].values.tolist()):
+        for t, slot in enumerate(cube["slot"].values[s].tolist()):
+            if not slot:
+                assert (cube["bands"][s, t] == -32768).all()
+                assert np.isnat(cube["acquired"].values[s, t])
+                continue
+            bands, mask = published.truth[location, "optical", slot]
+            np.testing.assert_array_equal(cube["bands"][s, t], bands)
+            np.testing.assert_array_equal(cube["mask"][s, t], mask)
+            np.testing.assert_array_equal(
+                cube["bands"].sel(band="nir")[s, t, 2:5, ::-1], bands[1, 2:5, ::-1]
+            )
+    picked = cube["bands"][[3, 1], :, 1:, [4, 2]]
+    np.testing.assert_array_equal(picked, cube["bands"].values[[3, 1]][:, :, 1:][:, :, :, [4, 2]])
+    assert cube["bands"].attrs["nodata"] == -32768
+    with pytest.raises(RecipeError, match="name one product"):
+        ds.to_xarray()
+    assert ds.sel(product="labels").to_xarray()["bands"].dtype == np.dtype("uint8")
+
+
+def _checksum(reader) -> int:
+    return int(reader.read(slice(None))[0].sum())
+
+
+def test_readers_go_to_other_processes(published) -> None:
+    reader = open_dataset(published.url).patches("optical")
+    here = _checksum(reader)
+    assert _checksum(pickle.loads(pickle.dumps(reader))) == here
+
+
+def test_damage_is_an_error_and_never_pixels(published) -> None:
+    key = f"shards/p000001-s00000/r1/{image_key('optical', 'bands')}"
+    data = published.store.get(key)
+
+    def read() -> None:
+        open_dataset(published.url).patches("optical").read(slice(None))
+
+    published.store.delete(key)
+    with pytest.raises(IntegrityError, match="is gone"):
+        read()
+    published.store.put(key, data[:-1])
+    with pytest.raises(IntegrityError, match="checksum"):
+        read()
+    published.store.put(key, data[:3])
+    with pytest.raises(IntegrityError, match="index alone"):
+        read()
+    published.store.put(key, data[:4] + b"\xff\xff\xff\x7f" + data[8:])
+    with pytest.raises(IntegrityError, match="a chunk of"):
+        read()
+
+
+def test_versions_are_chosen_by_number(published, tmp_path: Path) -> None:
+    assert open_dataset(published.store, version=1).version.number == 1
+    with pytest.raises(RecipeError, match="no version 7; published are: 1"):
+        open_dataset(published.url, version=7)
+    with pytest.raises(RecipeError, match="no published version"):
+        open_dataset(tmp_path / "nothing")
+    published.store.put(layout.version(2), b'{"format": 1, "number": 2}')
+    with pytest.raises(IntegrityError, match="no manifest"):
+        open_dataset(published.url)
+
+
+def test_times_are_utc(published) -> None:
+    acquired = open_dataset(published.url)[0]["optical"]["acquired"][0]
+    assert isinstance(acquired, datetime)
+    assert acquired.utcoffset() is not None
+    assert acquired.utcoffset().total_seconds() == 0
