@@ -62,10 +62,10 @@ class Lists:
     """By acquisition: its earliest scene there, in microseconds since 1970."""
 
     def between(self, cell: Ints, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Return the acquisitions of each cell whose sort value is in [low, high]: start, count."""
+        """Return the acquisitions of each cell whose sort value is in [low, high): start, count."""
         upper = self.of_cell[cell] << _KEY_BITS
         start = np.searchsorted(self.key, upper | np.clip(low, 0, _KEY_END), "left")
-        stop = np.searchsorted(self.key, upper | np.clip(high, 0, _KEY_END), "right")
+        stop = np.searchsorted(self.key, upper | np.clip(high, 0, _KEY_END), "left")
         return start, np.maximum(stop - start, 0)
 
 

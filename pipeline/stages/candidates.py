@@ -159,7 +159,7 @@ class Group:
     def _walk(self, cell: Ints, slot: Ints, squares: Square, lists: list[Lists]) -> _Found:
         """Offer each open slot its next acquisitions until none wants or has any more."""
         leading = lists[0]
-        at, left = leading.between(cell, self._first_entry[slot], self._first_entry[slot + 1] - 1)
+        at, left = leading.between(cell, self._first_entry[slot], self._first_entry[slot + 1])
         need = np.full(len(cell), self._limit)
         open_, step, rounds = np.flatnonzero(left > 0), 1, []
         while len(open_):

@@ -92,6 +92,7 @@ def _in_reach(
     if follower.static:
         return lists.between(cell, np.zeros_like(cell), np.full_like(cell, np.iinfo(np.int64).max))
     if not follower.within_us:
-        return lists.between(cell, datatake, datatake)
+        return lists.between(cell, datatake, datatake + 1)
     second = follower.acquisitions.second
-    return lists.between(cell, second(time - follower.within_us), second(time + follower.within_us))
+    low, high = second(time - follower.within_us), second(time + follower.within_us)
+    return lists.between(cell, low, high + 1)
