@@ -11,19 +11,13 @@ from pipeline.errors import GiveUp, RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Location, Scene, Unusable
+from pipeline.run.spool import Spool
 from pipeline.sources.local import local_items
 from pipeline.sources.providers import Provider, check_href, load_provider
 from pipeline.sources.stac import Catalogue
-from pipeline.stages.search import (
-    UNASKED,
-    Query,
-    deduplicate,
-    normalise,
-    queries,
-    version_of,
-)
+from pipeline.stages.search import UNASKED, Query, normalise, queries, version_of
 from pipeline.store.layout import LOCATIONS, SCENES, claim, numbered
-from pipeline.store.tables import append, from_rows, read_all, write_table
+from pipeline.store.tables import append, from_rows, next_number, read_all, write_table
 
 _UNUSABLE = "unusable"
 
@@ -50,27 +44,33 @@ def run_search(loaded: LoadedRecipe, store: ObjectStore) -> SearchReport:
     RecipeError
         The root is another recipe's, it has no locations yet, or a provider is not known.
     TryAgain, GiveUp
-        A catalogue cannot be asked; nothing is written then, so that a table is never half there.
+        A catalogue cannot be asked; nothing is written then, for half an answer looks like a
+        year with few scenes.
     """
     claim(store, loaded)
     locations = _locations(loaded, store)
-    known = _baselines(store)
-    scenes: list[Scene] = []
     unusable: list[Unusable] = []
     found: dict[str, int] = {}
-    requests = 0
-    for product_id in loaded.products:
-        answers = _Answers(loaded, product_id)
-        rows = list(answers.rows(queries(loaded, product_id, locations)))
-        usable = [row for row in rows if isinstance(row, Scene)]
-        new, duplicates = deduplicate(usable, known=known)
-        found[product_id] = len({row.scene for row in usable})
-        scenes += new
-        unusable += [*(row for row in rows if isinstance(row, Unusable)), *duplicates]
-        requests += answers.requests
-    _append(store, scenes, unusable)
+    requests = new = 0
+    with Spool(_baselines(store)) as spool:
+        for product_id in loaded.products:
+            before = len(spool.newest)
+            answers = _Answers(loaded, product_id)
+            for row in answers.rows(queries(loaded, product_id, locations)):
+                if isinstance(row, Scene):
+                    spool.add(row)
+                else:
+                    unusable.append(row)
+            found[product_id] = len(spool.newest) - before
+            requests += answers.requests
+        for scenes, duplicates in spool.chunks():
+            unusable += duplicates
+            new += len(scenes)
+            if scenes:
+                append(store, SCENES, from_rows(scenes, Scene), Scene)
+    _append_unusable(store, unusable)
     reasons = Counter(row.reason for row in unusable)
-    return SearchReport(found, dict(sorted(reasons.items())), len(scenes), requests)
+    return SearchReport(found, dict(sorted(reasons.items())), new, requests)
 
 
 class _Answers:
@@ -96,17 +96,21 @@ class _Answers:
         it holds, so there the same is passed over.
         """
         searched = self.provider.kind == "stac-api"
-        seen: set[str] = set()
         items = None if searched else self._everything(questions)
+        seen: set[str] = set()
+        unasked: dict[str, Unusable] = {}
         for query in questions:
             for item in self._search(query) if items is None else items:
-                if str(item.get("id")) in seen:
+                name = str(item.get("id"))
+                if name in seen:
                     continue
                 row = self._row(item, query)
-                if isinstance(row, Unusable) and row.reason in UNASKED and not searched:
+                if isinstance(row, Unusable) and row.reason in UNASKED:
+                    unasked[name] = row  # another question may want it
                     continue
-                seen.add(str(item.get("id")))
+                seen.add(name)
                 yield row
+        yield from (row for name, row in unasked.items() if searched and name not in seen)
 
     def _search(self, query: Query) -> Iterable[dict[str, Any]]:
         return () if self._catalogue is None else self._catalogue.search(query)
@@ -165,16 +169,15 @@ def _baselines(store: ObjectStore) -> dict[str, str]:
     return newest
 
 
-def _append(store: ObjectStore, scenes: list[Scene], unusable: list[Unusable]) -> None:
-    """Append both tables under one number; what was unusable before is not said again."""
+def _append_unusable(store: ObjectStore, unusable: list[Unusable]) -> None:
+    """Append what cannot be used beside the scenes; what was said before is not said again."""
     said = read_all(
         store, SCENES, Unusable, columns=["product", "item", "reason"], suffix=_UNUSABLE
     )
     before = {tuple(row.values()) for row in said.to_pylist()}
     fresh = [row for row in unusable if (row.product, row.item, row.reason) not in before]
-    if not scenes and not fresh:
+    if not fresh:
         return
     fresh.sort(key=lambda row: (row.product, row.item, row.reason))
-    number = append(store, SCENES, from_rows(scenes, Scene), Scene)
-    if fresh:
-        write_table(store, numbered(SCENES, number, _UNUSABLE), from_rows(fresh, Unusable))
+    key = numbered(SCENES, next_number(store, SCENES), _UNUSABLE)
+    write_table(store, key, from_rows(fresh, Unusable))

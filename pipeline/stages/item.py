@@ -27,6 +27,8 @@ _IDENTIFIER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _LONGEST_HREF = 4096
 #: Largest edge of a raster, in pixels; real scenes have at most some 20,000.
 _LARGEST_EDGE_PX = 200_000
+#: What parsing of JSON that is not what it should be may raise.
+_MALFORMED = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 #: Longitudes are right up to so many degrees.
 _TURNS = (-360, 0, 360)
 
@@ -148,7 +150,7 @@ def footprint(item: Mapping[str, Any]) -> shapely.Geometry:
     try:
         shape = shapely.force_2d(shapely.geometry.shape(value))
         corners = shapely.get_coordinates(shape)
-    except (shapely.errors.ShapelyError, ValueError, TypeError, KeyError, IndexError) as error:
+    except (shapely.errors.ShapelyError, *_MALFORMED) as error:
         raise Unfit("no-geometry", f"geometry cannot be read: {error}") from None
     if not len(corners) or not np.isfinite(corners).all() or (np.abs(corners) > (360, 90)).any():
         raise Unfit("no-geometry", "geometry is empty or leaves the globe")
@@ -180,7 +182,7 @@ def _turned(turn_deg: float, lonlat: Any) -> Any:
 def _polygons(shape: shapely.Geometry) -> shapely.Geometry:
     """Drop the points and lines that making a geometry valid or cutting it may leave."""
     parts = [part for part in shapely.get_parts(shape) if part.geom_type == "Polygon"]
-    return parts[0] if len(parts) == 1 else shapely.multipolygons(parts)
+    return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
 
 
 def assets(
@@ -261,7 +263,8 @@ def utm_of(shape: shapely.Geometry, pixels: Grid) -> int:
     neighbours of the footprint's zone are tried too, in both conventions for the south; a zone is
     6 degrees wide and a scene is not, so at most one of them fits.
     """
-    lon, lat = shape.centroid.x, shape.centroid.y
+    seen = max(shapely.get_parts(shape), key=shapely.area)  # one side of the antimeridian
+    lon, lat = seen.centroid.x, seen.centroid.y
     own = int((lon + 180) // 6)
     width, height = pixels.x_max_m - pixels.x_min_m, pixels.y_max_m - pixels.y_min_m
     fits: list[int] = []

@@ -32,7 +32,7 @@ from pipeline.stages.item import (
 )
 from pipeline.stages.slots import slots_of
 
-__all__ = ["Query", "deduplicate", "normalise", "queries"]
+__all__ = ["Newest", "Query", "deduplicate", "normalise", "queries"]
 
 #: Edge of the areas by which locations are grouped, in degrees: a month of Sentinel-2 over one is
 #: a few hundred items, which is a few pages.
@@ -111,49 +111,80 @@ def normalise(
         )
 
 
-def deduplicate(
-    rows: Iterable[Scene], *, known: Mapping[str, str] | None = None
-) -> tuple[list[Scene], list[Unusable]]:
-    """Keep the newest baseline of each scene; the others are unusable as `duplicate`.
+class Newest:
+    """Which item of each scene is the newest: filled as answers come, asked before they are kept.
 
-    Equal baselines go by the item's id, the greater wins, so that the order of answers is without
-    effect. Rows come back sorted by time and scene.
+    Holds one short entry a scene, so that millions of scenes need not be in memory at once.
+
+    Parameters
+    ----------
+    known : mapping of str to str
+        Scene to baseline of what is in the root already: it gives way to a newer baseline only.
+    """
+
+    def __init__(self, known: Mapping[str, str]) -> None:
+        self._known = known
+        self._best: dict[str, tuple[tuple[int, ...], str]] = {}
+
+    def __len__(self) -> int:
+        """Return how many scenes were seen."""
+        return len(self._best)
+
+    def note(self, row: Scene) -> None:
+        """Take a row into account. Of equal baselines the greater item id wins, so that the order
+        of answers is without effect."""
+        rank = (version_of(row.baseline), row.item)
+        self._best[row.scene] = max(rank, self._best.get(row.scene, rank))
+
+    def item(self, scene: str) -> str:
+        """Return the id of a scene's newest item."""
+        return self._best[scene][1]
+
+    def is_new(self, scene: str) -> bool:
+        """Whether the root has no such scene, or only one of an older baseline."""
+        return scene not in self._known or self._best[scene][0] > version_of(self._known[scene])
+
+
+def deduplicate(
+    rows: Iterable[Scene], newest: Newest | None = None
+) -> tuple[list[Scene], list[Unusable]]:
+    """Keep the newest item of each scene; the others are unusable as `duplicate`.
 
     Parameters
     ----------
     rows : iterable of Scene
-    known : mapping of str to str or None
-        Scene to baseline of what is in the root already: only a newer baseline is kept beside it,
-        and an equal or older one is dropped without a word, for it was there before.
+        All rows, or some of them if `newest` has seen all.
+    newest : Newest or None
+        None: made of these rows.
+
+    Returns
+    -------
+    list of Scene, list of Unusable
+        What is to be added to the root, by time and scene; and what has a better counterpart. A
+        scene that the root has already is in neither: it was told before.
     """
-    newest: dict[str, Scene] = {}
-    lost: list[Scene] = []
-    for row in rows:
-        old = newest.get(row.scene)
-        if old is None or _rank(row) > _rank(old):
-            newest[row.scene] = row
-            lost += [] if old is None else [old]
-        else:
-            lost.append(row)
-    kept = [
-        row
-        for row in newest.values()
-        if known is None
-        or row.scene not in known
-        or version_of(row.baseline) > version_of(known[row.scene])
-    ]
+    rows = list(rows)
+    if newest is None:
+        newest = Newest({})
+        for row in rows:
+            newest.note(row)
+    kept = {
+        row.scene: row
+        for row in rows
+        if newest.item(row.scene) == row.item and newest.is_new(row.scene)
+    }
     duplicates = [
         Unusable(
             product=row.product,
             provider=row.provider,
             item=row.item,
             reason="duplicate",
-            detail=f"of {newest[row.scene].item}, baseline {newest[row.scene].baseline}"[:200],
+            detail=f"{newest.item(row.scene)} is the newer one of {row.scene}"[:200],
         )
-        for row in lost
-        if row.item != newest[row.scene].item
+        for row in rows
+        if newest.item(row.scene) != row.item
     ]
-    return sorted(kept, key=lambda row: (row.acquired, row.scene)), duplicates
+    return sorted(kept.values(), key=lambda row: (row.acquired, row.scene)), duplicates
 
 
 def version_of(baseline: str) -> tuple[int, ...]:
@@ -365,7 +396,3 @@ def _offset(facts: Facts, product: Product, names: ProviderFacts) -> int:
     if applied not in (True, False, None):
         raise Unfit("bad-value", f"offset_applied is {str(applied)[:40]!r}")
     return 0 if applied else expected
-
-
-def _rank(row: Scene) -> tuple[tuple[int, ...], str]:
-    return version_of(row.baseline), row.item

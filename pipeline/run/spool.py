@@ -1,0 +1,64 @@
+"""Found scenes wait on disk until all catalogues have answered: there may be millions."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pyarrow.parquet as pq
+
+from pipeline.records import Scene, Unusable
+from pipeline.stages.search import Newest, deduplicate
+from pipeline.store.tables import from_rows, to_rows
+
+#: Scenes in memory at once, and in one table of the root.
+_CHUNK_ROWS = 100_000
+
+
+class Spool:
+    """Takes scenes one by one and gives them back in chunks, without duplicates.
+
+    Parameters
+    ----------
+    known : mapping of str to str
+        Scene to newest baseline in the root.
+    chunk_rows : int
+        Scenes of a chunk.
+    """
+
+    def __init__(self, known: Mapping[str, str], *, chunk_rows: int = _CHUNK_ROWS) -> None:
+        self.newest = Newest(known)
+        self._chunk_rows = chunk_rows
+        self._waiting: list[Scene] = []
+        self._files: list[Path] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="terrashard-search-")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._folder.cleanup()
+
+    def add(self, row: Scene) -> None:
+        """Take a scene."""
+        self.newest.note(row)
+        self._waiting.append(row)
+        if len(self._waiting) >= self._chunk_rows:
+            path = Path(self._folder.name) / f"{len(self._files)}.parquet"
+            pq.write_table(from_rows(self._waiting, Scene), path, compression="zstd")
+            self._files.append(path)
+            self._waiting = []
+
+    def chunks(self) -> Iterator[tuple[list[Scene], list[Unusable]]]:
+        """Yield what is new and what is a duplicate, chunk by chunk; call it when all is in."""
+        for path in self._files:
+            yield deduplicate(to_rows(pq.read_table(path), Scene), self.newest)
+        yield deduplicate(self._waiting, self.newest)

@@ -1,0 +1,500 @@
+"""Search: what is asked, what becomes of the answers, and that no answer can break it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyproj import Transformer
+
+from pipeline.errors import RecipeError
+from pipeline.products.catalogue import load_product
+from pipeline.recipe import LoadedRecipe, Recipe
+from pipeline.records import Scene, Unusable
+from pipeline.stages.search import Query, deduplicate, normalise, queries, version_of
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="real data (../shared/data) not here")
+
+ENMAP = load_product("enmap-l2a")
+SENTINEL = load_product("sentinel-2-l2a")
+
+
+BAND_TABLE = [{"center_wavelength": band.wavelength_nm} for band in ENMAP.bands]
+
+
+def enmap_item(**properties: Any) -> dict[str, Any]:
+    """An item as DLR writes it: numbers as text, CRS and grid on the assets."""
+    names = ENMAP.providers["dlr"].assets.values()
+    href = "https://download.geoservice.dlr.de/ENMAP/files/L2A/{}_COG.TIF"
+    assets = {file.asset: {"href": href.format(file.asset)} for files in names for file in files}
+    assets["image"] |= {
+        "proj:epsg": 32633,
+        "proj:shape": [1200, 1200],
+        "proj:transform": [30.0, 0.0, 364095.0, 0.0, -30.0, 5809965.0, 0.0, 0.0, 1.0],
+        "eo:bands": [dict(row) for row in BAND_TABLE],
+    }
+    ring = [[13.1, 52.1], [13.5, 52.1], [13.5, 52.4], [13.1, 52.4], [13.1, 52.1]]
+    return {
+        "type": "Feature",
+        "id": "ENMAP01-____L2A-DT0000001867",
+        "collection": "ENMAP_HSI_L2A",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {
+            "start_datetime": "2022-07-24T10:45:26.5Z",
+            "datetime": "2022-07-24T10:45:26Z",
+            "proj:epsg": None,
+            "eo:cloud_cover": "9",
+            "view:sun_elevation": 55.5,
+            "version": "01.04.02",
+            "enmap:datatakeID": "0000001867",
+            "enmap:tileID": "08",
+            **properties,
+        },
+        "assets": assets,
+        "links": [],
+    }
+
+
+def sentinel_item(provider: str = "planetary-computer", **properties: Any) -> dict[str, Any]:
+    names = SENTINEL.providers[provider].assets.values()
+    grid = {"proj:shape": [1830, 1830], "proj:transform": [60, 0, 499980, 0, -60, 5900040]}
+    assets = {
+        file.asset: {"href": f"https://files.example/{file.asset}.tif", **grid}
+        for files in names
+        for file in files
+    }
+    ring = [[-9, 53.2], [-9, 52.3], [-7.7, 52.3], [-7.7, 53.2], [-9, 53.2]]
+    return {
+        "id": "S2A_MSIL2A_20221005T115411_N0400_R023_T29UNU_20221005T164454",
+        "collection": SENTINEL.providers[provider].collection,
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {
+            "datetime": "2022-10-05T11:54:11.024Z",
+            "proj:epsg": 32629,
+            "s2:datatake_id": "GS2A_20221005T115411_038058_N04.00",
+            "s2:mgrs_tile": "29UNU",
+            "grid:code": "MGRS-29UNU",
+            "s2:processing_baseline": "04.00",
+            "processing:version": "04.00",
+            **properties,
+        },
+        "assets": assets,
+    }
+
+
+def scene_of(item: dict[str, Any], provider: str = "dlr", **options: Any) -> Scene:
+    product = ENMAP if item["collection"] == "ENMAP_HSI_L2A" else SENTINEL
+    row = normalise(item, product, provider, options.pop("query", None), **options)
+    assert isinstance(row, Scene), row
+    return row
+
+
+def reason_of(item: dict[str, Any], provider: str = "dlr", **options: Any) -> str:
+    product = ENMAP if item["collection"] == "ENMAP_HSI_L2A" else SENTINEL
+    row = normalise(item, product, provider, options.pop("query", None), **options)
+    assert isinstance(row, Unusable), row
+    return row.reason
+
+
+# --- normalise -----------------------------------------------------------------------------------
+
+
+def test_text_becomes_numbers_and_facts_come_from_where_they_are() -> None:
+    scene = scene_of(enmap_item())
+    assert scene.scene == "enmap-l2a/0000001867/8"
+    assert scene.cloud_percent == 9.0
+    assert scene.sun_elevation_deg == 55.5
+    assert scene.acquired == datetime(2022, 7, 24, 10, 45, 26, 500_000, tzinfo=UTC)
+    assert (scene.epsg, scene.x_min_m, scene.y_max_m) == (32633, 364095.0, 5809965.0)
+    assert (scene.x_max_m, scene.y_min_m) == (364095.0 + 36_000, 5809965.0 - 36_000)
+    assert [asset.name for asset in scene.assets][:2] == ["image", "quality_classes"]
+
+
+def test_only_files_that_bands_and_layers_need_are_kept() -> None:
+    item = enmap_item()
+    item["assets"]["thumbnail"] = {"href": "file:///etc/passwd"}
+    assert "thumbnail" not in {asset.name for asset in scene_of(item).assets}
+
+
+@pytest.mark.parametrize("zone_epsg", [32601, 32618, 32633, 32660, 32701, 32736, 32760])
+@pytest.mark.parametrize("lat", [2.0, 45.0, 70.0])
+def test_a_missing_crs_is_found_from_footprint_and_grid(zone_epsg: int, lat: float) -> None:
+    south = zone_epsg > 32700
+    to_lonlat = Transformer.from_crs(zone_epsg, "OGC:CRS84", always_xy=True)
+    to_plane = Transformer.from_crs("OGC:CRS84", zone_epsg, always_xy=True)
+    lon = (zone_epsg % 100) * 6 - 183 + 2.6
+    x, y = (15 + 30 * round(v / 30) for v in to_plane.transform(lon, -lat if south else lat))
+    item = enmap_item()
+    item["assets"]["image"] |= {
+        "proj:epsg": None,
+        "proj:transform": [30, 0, x, 0, -30, y],
+        "proj:shape": [1000, 1000],
+    }
+    corners = [(x, y), (x, y - 30_000), (x + 30_000, y - 30_000), (x + 30_000, y), (x, y)]
+    ring = [to_lonlat.transform(*corner) for corner in corners]
+    item["geometry"]["coordinates"] = [ring]
+    assert scene_of(item).epsg == zone_epsg
+
+
+def test_a_grid_that_is_nowhere_near_the_footprint_has_no_crs() -> None:
+    item = enmap_item()
+    item["assets"]["image"] |= {
+        "proj:epsg": None,
+        "proj:transform": [30.0, 0.0, 364095.0, 0.0, -30.0, 809965.0],
+    }
+    assert reason_of(item) == "no-crs"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "reason"),
+    [
+        (("id",), None, "bad-value"),
+        (("collection",), "S5P", "other-collection"),
+        (("geometry",), None, "no-geometry"),
+        (("geometry", "coordinates"), [], "no-geometry"),
+        (("geometry", "coordinates"), [[[0, 0], [0, 0], [0, 0], [0, 0]]], "no-geometry"),
+        (("geometry", "coordinates"), [[[0, 0], [0, 999], [9, 9], [0, 0]]], "no-geometry"),
+        (("properties",), None, "bad-value"),
+        (("properties", "start_datetime"), "yesterday", "no-datetime"),
+        (("properties", "eo:cloud_cover"), "many", "bad-value"),
+        (("properties", "eo:cloud_cover"), "NaN", "bad-value"),
+        (("properties", "eo:cloud_cover"), 150, "bad-value"),
+        (("properties", "view:sun_elevation"), 123, "bad-value"),
+        (("properties", "enmap:datatakeID"), "../../etc", "bad-value"),
+        (("properties", "enmap:datatakeID"), None, "bad-value"),
+        (("properties", "enmap:tileID"), {"a": 1}, "bad-value"),
+        (("properties", "terrashard:problem"), "broken", "unreadable"),
+        (("assets",), None, "no-assets"),
+        (("assets", "image"), None, "no-assets"),
+        (("assets", "image", "href"), None, "refused-href"),
+        (("assets", "image", "href"), "x" * 5000, "refused-href"),
+        (("assets", "image", "proj:transform"), [30, 1, 0, 0, -30, 0], "bad-grid"),
+        (("assets", "image", "proj:transform"), [30, 0, 0, 0, 30, 0], "bad-grid"),
+        (("assets", "image", "proj:shape"), [10**9, 10**9], "bad-grid"),
+        (("assets", "image", "proj:shape"), None, "no-crs"),
+        (("assets", "image", "eo:bands"), [{"center_wavelength": 500}] * 218, "other-bands"),
+        (("assets", "image", "eo:bands", 135), {"center_wavelength": 1461.46}, "other-bands"),
+    ],
+)
+def test_what_cannot_be_used_says_why(place: tuple[Any, ...], value: Any, reason: str) -> None:
+    item = enmap_item()
+    target: Any = item
+    for step in place[:-1]:
+        target = target[step]
+    target[place[-1]] = value
+    row = normalise(item, ENMAP, "dlr", None)
+    assert isinstance(row, Unusable)
+    assert row.reason == reason
+    assert len(row.detail) <= 200
+
+
+def test_unknown_is_not_bad() -> None:
+    item = enmap_item(**{"eo:cloud_cover": -1, "view:sun_elevation": None})
+    scene = scene_of(item)
+    assert (scene.cloud_percent, scene.sun_elevation_deg) == (None, None)
+
+
+def test_missing_quality_layers_are_left_to_the_recipe_and_missing_bands_are_not() -> None:
+    item = sentinel_item()
+    del item["assets"]["SCL"]
+    assert len(scene_of(item, "planetary-computer").assets) == 12
+    del item["assets"]["B08"]
+    assert len(scene_of(item, "planetary-computer", bands=("B02", "B03")).assets) == 11
+    assert reason_of(item, "planetary-computer", bands=("B02", "B08")) == "no-assets"
+
+
+def test_micrometres_are_understood() -> None:
+    item = enmap_item()
+    for row in item["assets"]["image"]["eo:bands"]:
+        row["center_wavelength"] /= 1000
+    scene_of(item)
+
+
+JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["1e999", "-0", "../..", "EPSG:4326", "2022-13-45", 10**400]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    keys: list[Any] = list(value) if isinstance(value, dict) else []
+    if isinstance(value, list):
+        keys = list(range(min(len(value), 6)))
+    return [path] * bool(path) + [p for key in keys for p in places(value[key], (*path, key))]
+
+
+@settings(max_examples=400, deadline=None)
+@given(junk=JUNK, data=st.data(), sentinel=st.booleans())
+def test_no_junk_anywhere_in_an_item_breaks_it(junk: Any, data: Any, sentinel: bool) -> None:
+    item = sentinel_item("earth-search") if sentinel else enmap_item()
+    path = data.draw(st.sampled_from(places(item)))
+    target: Any = item
+    for step in path[:-1]:
+        target = target[step]
+    target[path[-1]] = junk
+    provider, product = ("earth-search", SENTINEL) if sentinel else ("dlr", ENMAP)
+    row = normalise(item, product, provider, None)
+    assert isinstance(row, Scene | Unusable)
+    if isinstance(row, Scene):
+        assert shapely.from_wkb(row.geometry).is_valid
+        assert row.x_min_m < row.x_max_m
+
+
+# --- footprints and the antimeridian -------------------------------------------------------------
+
+
+@given(lon=st.floats(-180, 180), width=st.floats(0.1, 5), wrapped=st.booleans())
+def test_a_footprint_keeps_its_area_wherever_it_lies(
+    lon: float, width: float, wrapped: bool
+) -> None:
+    item = enmap_item()
+    west, east = lon, lon + width
+    if wrapped and east > 180:
+        east -= 360
+    ring = [[west, 10], [east, 10], [east, 11], [west, 11], [west, 10]]
+    item["geometry"]["coordinates"] = [ring]
+    shape = shapely.from_wkb(scene_of(item).geometry)
+    assert shape.is_valid
+    assert shape.area == pytest.approx(width, rel=1e-6)
+    assert -180 <= shape.bounds[0] <= shape.bounds[2] <= 180
+
+
+# --- the offset ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("provider", "baseline", "facts", "expected"),
+    [
+        ("planetary-computer", "03.01", {}, 0),
+        ("planetary-computer", "04.00", {}, -1000),
+        ("planetary-computer", "05.11", {}, -1000),
+        ("planetary-computer", "10.00", {}, -1000),
+        ("planetary-computer", None, {}, "no-baseline"),
+        ("copernicus", "05.11", {}, -1000),
+        ("earth-search", "05.11", {"earthsearch:boa_offset_applied": True}, 0),
+        ("earth-search", "05.11", {"earthsearch:boa_offset_applied": False}, -1000),
+        ("earth-search", "02.14", {"earthsearch:boa_offset_applied": False}, 0),
+        ("earth-search", "02.14", {"earthsearch:boa_offset_applied": True}, "offset-contradiction"),
+        ("earth-search", "05.11", {}, "offset-unknown"),
+        ("earth-search", "02.14", {}, 0),
+        ("earth-search", "05.11", {"earthsearch:boa_offset_applied": "maybe"}, "bad-value"),
+        ("local", "04.00", {"terrashard:offset_add": -1000}, -1000),
+        ("local", "02.14", {"terrashard:offset_add": 0}, 0),
+        ("local", "04.00", {"terrashard:offset_add": 0}, "offset-contradiction"),
+        ("local", "02.14", {"terrashard:offset_add": -1000}, "offset-contradiction"),
+    ],
+)
+def test_the_offset_is_decided_by_baseline_and_provider(
+    provider: str, baseline: str | None, facts: dict[str, Any], expected: int | str
+) -> None:
+    item = sentinel_item(
+        provider,
+        **{"s2:processing_baseline": baseline, "processing:version": baseline, **facts},
+    )
+    if isinstance(expected, int):
+        assert scene_of(item, provider).offset_add == expected
+    else:
+        assert reason_of(item, provider) == expected
+
+
+@pytest.mark.parametrize("provider", ["planetary-computer", "earth-search", "copernicus", "local"])
+def test_one_acquisition_has_one_identity_at_every_provider(provider: str) -> None:
+    item = sentinel_item(provider, **{"earthsearch:boa_offset_applied": True})
+    if provider == "local":
+        item["properties"]["terrashard:offset_add"] = -1000
+    assert scene_of(item, provider).scene == "sentinel-2-l2a/S2A_20221005T115411/29UNU"
+
+
+# --- duplicates ----------------------------------------------------------------------------------
+
+
+@given(order=st.permutations(["02.14", "05.00", "05.11", "5.2", ""]))
+def test_the_newest_baseline_wins_whatever_the_order(order: list[str]) -> None:
+    base = scene_of(enmap_item())
+    rows = [
+        Scene(**{**{k: getattr(base, k) for k in base.__slots__}, "baseline": b, "item": f"i{b}"})
+        for b in order
+    ]
+    kept, lost = deduplicate(rows)
+    assert [row.baseline for row in kept] == ["05.11"]
+    assert sorted(row.item for row in lost) == ["i", "i02.14", "i05.00", "i5.2"]
+    assert {row.reason for row in lost} == {"duplicate"}
+
+
+def test_versions_compare_as_numbers() -> None:
+    assert version_of("9.2") < version_of("10.0") < version_of("10.00.1")
+    assert version_of("") < version_of("00.01")
+
+
+# --- what is asked -------------------------------------------------------------------------------
+
+
+def recipe(slots: dict[str, Any], **wish: Any) -> LoadedRecipe:
+    values = {
+        "name": "x",
+        "sample": {"strategy": "uniform", "count": 10},
+        "cell": {"lattice": "enmap30", "size_px": 64},
+        "slots": slots,
+        "product": [{"id": "enmap-l2a", "provider": "dlr", **wish}],
+    }
+    return LoadedRecipe(Recipe.model_validate(values), Path())
+
+
+def table_of(lonlat: np.ndarray, half_deg: float = 0.01) -> pa.Table:
+    boxes = shapely.box(*(lonlat - half_deg).T, *(lonlat + half_deg).T)
+    return pa.table(
+        {"lon_deg": lonlat[:, 0], "lat_deg": lonlat[:, 1], "geometry": shapely.to_wkb(boxes)}
+    )
+
+
+MONTHS = {"kind": "months", "start": date(2021, 3, 1), "end": date(2021, 6, 1)}
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 100))
+def test_queries_cover_every_location_and_moment_and_are_few(seed: int, count: int) -> None:
+    draw = random.Random(seed)
+    lonlat = np.array([[draw.uniform(-179, 179), draw.uniform(-60, 80)] for _ in range(count)])
+    asked = queries(recipe(MONTHS), "enmap-l2a", table_of(lonlat))
+    areas = {query.bbox for query in asked}
+    tiles = {tuple(row) for row in np.floor((lonlat + np.array([180, 90])) / 5).tolist()}
+    assert len(areas) == len(tiles)
+    assert len(asked) == 3 * len(areas)
+    for lon, lat in lonlat:
+        assert any(b[0] <= lon - 0.01 and lon + 0.01 <= b[2] and b[1] < lat < b[3] for b in areas)
+    spans = sorted({(query.start, query.end) for query in asked})
+    assert spans[0][0] == datetime(2021, 3, 1, tzinfo=UTC)
+    assert spans[-1][1] == datetime(2021, 6, 1, tzinfo=UTC)
+    assert all(a[1] == b[0] for a, b in pairwise(spans))
+
+
+def test_windows_that_meet_are_asked_once_and_followers_ask_wider() -> None:
+    windows = [
+        {"name": "a", "start": date(2021, 3, 10), "end": date(2021, 3, 20)},
+        {"name": "b", "start": date(2021, 3, 15), "end": date(2021, 3, 25)},
+    ]
+    loaded = recipe({"kind": "windows", "windows": windows})
+    assert [(q.start.day, q.end.day) for q in queries(loaded, "enmap-l2a", None)] == [(10, 25)]  # type: ignore[union-attr]
+    values = loaded.recipe.model_dump()
+    leader = {**values["product"][0], "id": "sentinel-2-l2a", "provider": "earth-search"}
+    follower = {**values["product"][0], "follows": "sentinel-2-l2a", "within_days": 2}
+    values["product"] = [leader, follower]
+    wider = LoadedRecipe(Recipe.model_validate(values), Path())
+    assert [(q.start.day, q.end.day) for q in queries(wider, "enmap-l2a", None)] == [(8, 27)]  # type: ignore[union-attr]
+
+
+def test_a_region_across_the_antimeridian_is_asked_in_two_halves() -> None:
+    values = recipe(MONTHS).recipe.model_dump()
+    values["sample"] = {
+        "strategy": "scenes",
+        "product": "enmap-l2a",
+        "region": (178.0, -20.0, -178.0, -10.0),
+    }
+    loaded = LoadedRecipe(Recipe.model_validate(values), Path())
+    boxes = {query.bbox for query in queries(loaded, "enmap-l2a", None)}
+    assert boxes == {(178.0, -20.0, 180.0, -10.0), (-180.0, -20.0, -178.0, -10.0)}
+
+
+def test_no_locations_ask_nothing_and_an_unserved_product_is_the_user_s_mistake() -> None:
+    assert queries(recipe(MONTHS), "enmap-l2a", table_of(np.empty((0, 2)))) == []
+    with pytest.raises(RecipeError, match=r"does not serve enmap-l2a.*dlr"):
+        queries(recipe(MONTHS, provider="earth-search"), "enmap-l2a", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"collection": "other"}, "other-collection"),
+        ({"bbox": (0.0, 0.0, 1.0, 1.0)}, "outside-query"),
+        ({"start": datetime(2022, 7, 24, 10, 45, 27, tzinfo=UTC)}, "outside-query"),
+        ({"end": datetime(2022, 7, 24, 10, 45, 26, tzinfo=UTC)}, "outside-query"),
+        ({"end": datetime(2022, 7, 24, 10, 45, 26, tzinfo=UTC) + timedelta(seconds=1)}, None),
+    ],
+)
+def test_answers_are_checked_against_the_question(
+    change: dict[str, Any], reason: str | None
+) -> None:
+    asked: dict[str, Any] = {
+        "collection": "ENMAP_HSI_L2A",
+        "bbox": (13.4, 52.0, 14.0, 53.0),
+        "start": datetime(2022, 7, 1, tzinfo=UTC),
+        "end": datetime(2022, 8, 1, tzinfo=UTC),
+    }
+    if "collection" in change:  # a catalogue that answers with another collection
+        item = {**enmap_item(), "collection": change["collection"]}
+    else:
+        item, asked = enmap_item(), {**asked, **change}
+    row = normalise(item, ENMAP, "dlr", Query("enmap-l2a", **asked))
+    assert getattr(row, "reason", None) == reason
+
+
+# --- recorded answers ----------------------------------------------------------------------------
+
+
+def recorded(service: str) -> list[dict[str, Any]]:
+    items = []
+    for path in sorted((DATA / "stac" / service).glob("*.json")):
+        answer = json.loads(path.read_text())["response"]
+        items += answer.get("features", [answer] if answer.get("type") == "Feature" else [])
+    return items
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("service", "product", "collection", "scenes", "added"),
+    [
+        ("dlr", ENMAP, "ENMAP_HSI_L2A", 43, {0}),
+        ("earth-search", SENTINEL, "sentinel-2-l2a", 19, {0}),
+        ("planetary-computer", SENTINEL, "sentinel-2-l2a", 3, {0, -1000}),
+    ],
+)
+def test_every_recorded_item_is_a_scene_or_says_why(
+    service: str, product: Any, collection: str, scenes: int, added: set[int]
+) -> None:
+    found: dict[str, Scene] = {}
+    for item in recorded(service):
+        before = copy.deepcopy(item)
+        row = normalise(item, product, service, None)
+        assert item == before
+        if isinstance(row, Unusable):
+            assert row.reason == "other-collection"
+            assert item["collection"] != collection
+        else:
+            found[row.item] = row
+    assert len(found) == scenes
+    assert {row.offset_add for row in found.values()} == added
+    for row in found.values():
+        assert row.cloud_percent is not None
+        assert row.sun_elevation_deg is not None
+        inside = Transformer.from_crs(row.epsg, "OGC:CRS84", always_xy=True)
+        middle = inside.transform((row.x_min_m + row.x_max_m) / 2, (row.y_min_m + row.y_max_m) / 2)
+        assert shapely.from_wkb(row.geometry).envelope.buffer(1).contains(shapely.Point(middle))
+
+
+@needs_data
+def test_reprocessed_recorded_scenes_keep_their_identity() -> None:
+    rows = [normalise(item, SENTINEL, "earth-search", None) for item in recorded("earth-search")]
+    kept, lost = deduplicate(row for row in rows if isinstance(row, Scene))
+    assert len(kept) == 11
+    assert len(lost) == 8
+    march = [row for row in kept if row.acquired.year == 2020]
+    assert {row.baseline for row in march} == {"05.00"}
