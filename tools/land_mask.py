@@ -19,15 +19,18 @@ PER_DEGREE = 4
 TARGET = Path(__file__).parent.parent / "pipeline" / "raster" / "land.npz"
 
 
-def land_squares() -> np.ndarray:
-    """Return what is land, bool, shape (latitude from the north, longitude from -180°)."""
+def land_squares(every: int = 1) -> np.ndarray:
+    """Return what is land, bool, shape (latitude from the north, longitude from -180°).
+
+    `every` leaves out rows: 10 gives the first of every ten.
+    """
     from odc.geo.data import ocean_geojson
 
     shapes = [shapely.geometry.shape(part["geometry"]) for part in ocean_geojson()["features"]]
     ocean = shapely.union_all(shapely.make_valid(np.array(shapes)))
     shapely.prepare(ocean)
     west = np.arange(360 * PER_DEGREE) / PER_DEGREE - 180
-    south = 90 - np.arange(1, 180 * PER_DEGREE + 1) / PER_DEGREE
+    south = 90 - np.arange(1, 180 * PER_DEGREE + 1, every) / PER_DEGREE
     lon, lat = np.meshgrid(west, south)
     step = 1 / PER_DEGREE
     return ~shapely.covers(ocean, shapely.box(lon, lat, lon + step, lat + step))

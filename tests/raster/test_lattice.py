@@ -270,7 +270,7 @@ def test_share_lost_at_zone_edges(lat: float, share: float) -> None:
     Over 2.4° of latitude, so that the slanting border meets the columns in every way.
     """
     rng = np.random.default_rng(3)
-    lon = rng.uniform(-180, 180, 400_000)
+    lon = rng.uniform(-180, 180, 200_000)
     cells = cells_at(lon, lat + rng.uniform(-1.2, 1.2, lon.size), SENTINEL, 264)
     lost = 1 - cells.admissible().mean()
     assert lost == pytest.approx(share, rel=0.1)
