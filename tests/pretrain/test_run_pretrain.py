@@ -1,0 +1,109 @@
+"""From a recipe and a published version to a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pipeline.errors import RecipeError
+from pipeline.pretrain import checkpoint
+from pipeline.pretrain.batches import Order, read_batch, stream
+from pipeline.pretrain.dataset import PatchDataset
+from pipeline.run.pretrain import run_pretrain
+from pipeline.store.reader import open_dataset
+
+SHORT = {"steps": 1, "batch_size": 4, "crop_px": 8, "patch_px": 4, "queue": 8}
+
+
+def test_a_masked_autoencoder_learns_and_its_encoder_can_be_loaded(published):
+    pretrain = {**SHORT, "method": "mae", "backbone": "vit_tiny", "precision": "bf16"}
+    report = run_pretrain(published.recipe(pretrain=pretrain), published.store, device="cpu")
+    model = checkpoint.load(published.store, report.model)
+    encoder = checkpoint.load_encoder(published.store, model)
+    assert model.bands == ("a", "b", "c", "d")
+    assert encoder(torch.zeros(2, 4, 8, 8)).shape == (2, 192)
+    assert not encoder.training
+
+
+def test_only_the_training_part_is_learned_from_unless_asked(published):
+    inductive = run_pretrain(published.recipe(pretrain=SHORT), published.store)
+    dataset = open_dataset(published.store)
+    assert inductive.patches == len(dataset.sel(split="train").patches("image"))
+    everything = {**SHORT, "transductive": True}
+    transductive = run_pretrain(published.recipe(pretrain=everything), published.store)
+    assert transductive.patches == len(dataset.patches("image"))
+    assert transductive.transductive
+    assert transductive.model != inductive.model
+    assert 0 < transductive.paired_fraction < 1
+
+
+def test_normalisation_is_that_of_the_training_part(published):
+    run_pretrain(published.recipe(pretrain=SHORT), published.store, name="mine")
+    model = checkpoint.load(published.store, "mine")
+    reader = open_dataset(published.store).sel(split="train").patches("image")
+    bands, _ = reader.read(slice(None))
+    seen = np.where(bands == -32768, np.nan, bands.astype(float))
+    np.testing.assert_allclose(model.mean, np.nanmean(seen, axis=(0, 2, 3)))
+    np.testing.assert_allclose(model.std, np.nanstd(seen, axis=(0, 2, 3)))
+
+
+def test_the_two_views_of_a_location_are_two_times_where_there_are_two(published):
+    reader = open_dataset(published.store).patches("image")
+    slot = np.array(reader.rows["slot"].to_pylist())
+    location = np.array(reader.rows["location"].to_pylist())
+    first, second = Order(reader.sample_row, views=2, batch_size=4, seed=0).epoch(0)
+    assert (location[first] == location[second]).all()
+    twice = np.array([(location == name).sum() == 2 for name in location[first]])
+    assert ((slot[first] != slot[second]) == twice).all()
+
+
+def test_streamed_batches_are_those_of_the_order(published):
+    reader = open_dataset(published.store).patches("image")
+    order = Order(reader.sample_row, views=2, batch_size=5, seed=3)
+    streamed = list(stream(reader, order, start=2, stop=6, threads=1))
+    for step, batch in enumerate(streamed, 2):
+        wanted = reader.read(order.batch(step).ravel())[0].reshape(2, 5, 4, 16, 16)
+        assert (batch.bands.numpy() == wanted).all()
+        assert batch.mask.shape == (2, 5, 16, 16)
+    alone = read_batch(reader, order.batch(5), threads=1, pin=False)
+    assert torch.equal(alone.bands, streamed[-1].bands)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"crop_px": 17}, "have 16 pixels"),
+        ({"product": "labels"}, "image products .* are: image"),
+        ({"product": "nothing"}, "image products"),
+        ({"method": "mae"}, "choose a ViT"),
+        ({"backbone": "alexnet"}, "resnet18"),
+    ],
+)
+def test_a_wrong_recipe_is_explained(published, wrong, message):
+    with pytest.raises(RecipeError, match=message):
+        run_pretrain(published.recipe(pretrain={**SHORT, **wrong}), published.store)
+
+
+def test_without_a_table_there_is_nothing_to_do(published):
+    with pytest.raises(RecipeError, match=r"no \[pretrain\] table"):
+        run_pretrain(published.recipe(), published.store)
+
+
+def test_a_device_that_is_not_here_is_named(published):
+    with pytest.raises(RecipeError, match="'tpu'"):
+        run_pretrain(published.recipe(pretrain=SHORT), published.store, device="tpu")
+
+
+def test_the_torch_data_set_gives_patches_alone_and_in_batches(published):
+    root = published.folder / "root"
+    patches = PatchDataset(root, "image", split="train")
+    bands, mask = patches.reader.slow_read(3)
+    assert (patches[3]["bands"].numpy() == bands).all()
+    assert (patches[3]["mask"].numpy() == mask).all()
+    batch = next(iter(DataLoader(patches, batch_size=5)))
+    assert batch["bands"].shape == (5, 4, 16, 16)
+    assert batch["location"] == patches.reader.rows["location"].to_pylist()[:5]
+    with pytest.raises(RecipeError, match="holdout"):
+        PatchDataset(root, "image", split="holdout")
