@@ -43,7 +43,7 @@ class Reader:
     Parameters
     ----------
     source_of : callable
-        Returns the door to a provider, by its name.
+        Returns the door through which a product's scenes are read, by product id.
     known : mapping of str to Source
         Files as an earlier revision of the shard read them, by href: they must be the same.
     final : bool
@@ -81,7 +81,7 @@ class Reader:
         """
         try:
             asset = _asset(request)
-            source = self._source_of(request.scene.provider)
+            source = self._source_of(request.scene.product)
             driver = "JP2OpenJPEG" if asset.href.lower().endswith(_JPEG2000) else "GTiff"
             with open_asset(source, asset.href, driver=(driver,)) as raster:
                 self._compare(asset, raster.stat)

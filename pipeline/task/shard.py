@@ -197,8 +197,9 @@ class _Requests:
     """Counts the requests that one task makes through doors that live as long as the process."""
 
     def __init__(self, lock: Lock, source_of: Callable[[str], ByteSource]) -> None:
-        names = sorted({scene.provider for scene in lock.scenes.values()})
-        self._sources = [source_of(name) for name in names]
+        products = sorted({scene.product for scene in lock.scenes.values()})
+        # Products of one provider share its door; it is counted once.
+        self._sources = list({id(source): source for source in map(source_of, products)}.values())
         self._start = self._total()
 
     def made(self) -> int:
@@ -210,11 +211,11 @@ class _Requests:
 
 
 def sources_of(loaded: LoadedRecipe, share: float) -> Callable[[str], ByteSource]:
-    """Return the doors to the recipe's providers, by name."""
-    urls = {wish.provider: wish.url for wish in loaded.wishes.values()}
+    """Return the doors through which the recipe's products are read, by product id."""
 
-    def source_of(name: str) -> ByteSource:
-        return _open(load_provider(name, url=urls.get(name)), share)
+    def source_of(product: str) -> ByteSource:
+        wish = loaded.wishes[product]
+        return _open(load_provider(wish.provider, url=wish.url), share)
 
     return source_of
 

@@ -1,0 +1,186 @@
+"""Kill test: SIGKILL to workers and to the driver at random moments, and the same bytes at the end.
+
+An archive is simulated and planned once. Undisturbed, its extraction gives the reference; then it
+is extracted again and again into new roots while processes are killed, and resumed each time,
+until so many kills have been dealt. Every root must end with the same data set digest, and the same
+bytes in every shard object and commit record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from pipeline.store import layout
+from pipeline.store.ledger import dataset_digest
+from pipeline.store.objects import open_store
+
+#: The command line, from this interpreter.
+CLI = "from pipeline.cli import main; main()"
+#: Longest wait between two kills, in seconds: about as long as a whole extraction takes.
+LONGEST_S = 8.0
+#: How long the workers of a dead driver may take to notice.
+ORPHANS_S = 30.0
+
+
+def survive(
+    command: Sequence[str], rng: np.random.Generator, *, kills: int, longest_s: float = LONGEST_S
+) -> tuple[int, int]:
+    """Run a command until it ends well, killing it and its workers up to `kills` times.
+
+    Returns
+    -------
+    workers, drivers : int
+        How many of each were killed.
+    """
+    killed = [0, 0]
+    while True:
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        alive = True
+        while alive:
+            left = kills - sum(killed)
+            try:
+                _, error = driver.communicate(timeout=rng.uniform(0, longest_s) if left else None)
+            except subprocess.TimeoutExpired:
+                workers = workers_of(driver.pid)
+                if workers and rng.random() < 0.5:
+                    _kill(int(rng.choice(workers)))
+                    killed[0] += 1
+                else:
+                    _bury(driver)
+                    killed[1] += 1
+                    alive = False
+                continue
+            if driver.returncode == 0:
+                return killed[0], killed[1]
+            raise SystemExit(f"ended with {driver.returncode}: {error.decode()[-2000:]}")
+
+
+def workers_of(pid: int) -> list[int]:
+    """Return the worker processes of a driver (its resource tracker is none)."""
+    try:
+        children = psutil.Process(pid).children(recursive=True)
+        lines = {child.pid: " ".join(child.cmdline()) for child in children}
+    except psutil.Error:
+        return []
+    return sorted(pid for pid, line in lines.items() if "resource_tracker" not in line)
+
+
+def fingerprint(root: Path) -> str:
+    """Return the sha256 (hex) over every shard object and commit record, by key."""
+    store, digest = open_store(root), hashlib.sha256()
+    for folder in (layout.SHARDS, layout.COMMITS):
+        for key in store.list(folder):
+            digest.update(f"{key} {hashlib.sha256(store.get(key)).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def disturb(
+    planned: Path,
+    command: Callable[[Path], Sequence[str]],
+    *,
+    kills: int,
+    seed: int,
+    at_most: int | None = None,
+    longest_s: float = LONGEST_S,
+) -> tuple[int, int, int]:
+    """Extract copies of a planned root until so many kills were dealt; compare each with another.
+
+    Parameters
+    ----------
+    planned : Path
+        Root with a plan and nothing extracted.
+    command : callable
+        Returns the command that extracts into a root.
+    at_most : int or None
+        Kills in one extraction; None: drawn between 3 and 8 for each.
+
+    Returns
+    -------
+    workers, drivers, roots : int
+        Processes killed, and roots they were killed in.
+
+    Raises
+    ------
+    SystemExit
+        A disturbed root differs from the undisturbed one.
+    """
+    rng = np.random.default_rng(seed)
+    calm = planned.with_name(f"{planned.name}-undisturbed")
+    shutil.copytree(planned, calm)
+    survive(command(calm), rng, kills=0)
+    expected = fingerprint(calm), dataset_digest(open_store(calm))
+    dealt = [0, 0]
+    roots = 0
+    while sum(dealt) < kills:
+        root = planned.with_name(f"{planned.name}-{roots}")
+        shutil.copytree(planned, root)
+        some = min(kills - sum(dealt), at_most or int(rng.integers(3, 9)))
+        workers, drivers = survive(command(root), rng, kills=some, longest_s=longest_s)
+        if (fingerprint(root), dataset_digest(open_store(root))) != expected:
+            raise SystemExit(f"{root} differs from the undisturbed {calm}")
+        dealt[0] += workers
+        dealt[1] += drivers
+        roots += 1
+        shutil.rmtree(root)
+    shutil.rmtree(calm)
+    return dealt[0], dealt[1], roots
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _bury(driver: subprocess.Popen[bytes]) -> None:
+    """Kill the driver, and wait until its workers have noticed."""
+    orphans = [psutil.Process(pid) for pid in workers_of(driver.pid)]
+    driver.kill()
+    driver.wait()
+    _, alive = psutil.wait_procs(orphans, timeout=ORPHANS_S)
+    if alive:
+        raise SystemExit(f"workers outlive their driver: {alive}")
+
+
+def main() -> None:
+    """Run the kill test with one and with two workers, and print a table."""
+    from _kill_archive import demo_root
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=50)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="terrashard-kill-"))
+    print("| workers | worker kills | driver kills | roots | digest and bytes equal | seconds |")
+    print("|---|---|---|---|---|---|")
+    with demo_root(folder) as (planned, recipe):
+        for workers in (1, 2):
+
+            def command(root: Path, workers: int = workers) -> list[str]:
+                terrashard = [sys.executable, "-c", CLI, "extract", str(recipe)]
+                return [*terrashard, "--root", str(root), "--workers", str(workers)]
+
+            began_s = time.monotonic()
+            killed, drivers, roots = disturb(planned, command, kills=options.kills, seed=workers)
+            seconds = time.monotonic() - began_s
+            print(
+                f"| {workers} | {killed} | {drivers} | {roots} | yes | {seconds:.0f} |", flush=True
+            )
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""Extraction of a hand-made archive: pixels to the digit, decisions, failures, resume."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.engine.dask import DaskEngine
+from pipeline.errors import IntegrityError, RecipeError, TryAgain
+from pipeline.products.catalogue import FILL_INT16, LEGEND
+from pipeline.store import layout
+
+CLOUD = np.full((64, 64), 2, "uint8")
+
+
+def clouds(first_px: int, last_px: int) -> Any:
+    """Return quality codes with cloud in some columns."""
+    codes = np.ones((64, 64), "uint8")
+    codes[:, first_px:last_px] = 2
+    return codes
+
+
+# --- pixels ----------------------------------------------------------------------------------
+
+
+def test_pixels_masks_and_the_coarser_band_are_exact(rig: Any) -> None:
+    rig.scene("image/d1/t1", classes=clouds(16, 17))
+    for sample in range(4):
+        rig.patch(sample, [["image/d1/t1"]])
+    report = rig.extract()
+    assert (report.written, report.shards) == (4, 1)
+    for sample in range(4):
+        bands, mask = rig.stored(sample)
+        np.testing.assert_array_equal(bands, rig.truth("image/d1/t1", sample))
+        assert (mask == LEGEND["cloud"]).sum() == (16 if sample == 1 else 0)
+    row = rig.ledger()[0, "image", 1, "2021-07"]
+    assert (row.clear_fraction, row.valid_fraction) == (15 / 16, 1.0)
+    assert (row.resampling, row.mask_source, row.rank) == ("repeat", "product", 0)
+    assert row.mean[0] == rig.truth("image/d1/t1", 1)[0].mean()
+    assert [source.href for source in row.sources] == sorted(
+        str(rig.file("image/d1/t1", name)) for name in ("fine", "coarse", "classes")
+    )
+
+
+def test_each_block_is_decoded_once_however_many_windows_it_serves(rig: Any) -> None:
+    rig.scene("image/d1/t1", block=64)
+    for sample in range(4):
+        rig.patch(sample, [["image/d1/t1"]])
+    report = rig.extract()
+    assert report.blocks_decoded == report.blocks_touched == 3
+
+
+def test_a_cell_across_two_files_of_a_datatake_is_whole(rig: Any) -> None:
+    # The second file starts in the middle of cell 1, and wins nothing that the first one saw.
+    rig.scene("image/d1/west", edge=32)
+    rig.scene("image/d1/east", col=24)
+    rig.patch(1, [["image/d1/west", "image/d1/east"]])
+    rig.patch(2, [["image/d1/west", "image/d1/east"]])
+    assert rig.extract().written == 2
+    west, east = rig.truth("image/d1/west", 1), rig.truth("image/d1/east", 2)
+    np.testing.assert_array_equal(rig.stored(1)[0], west)
+    np.testing.assert_array_equal(rig.stored(2)[0], east)
+    # Cell 1 lies wholly in the first file: nothing of the second one's bands was read for it.
+    sources = {len(row.sources) for row in rig.ledger().values()}
+    assert sources == {4}
+
+
+def test_a_swath_edge_is_filled_by_the_next_file(rig: Any) -> None:
+    seen = np.ones((64, 64), "uint8")
+    seen[:, 20:] = 0
+    rig.scene("image/d1/a", classes=seen)
+    rig.scene("image/d1/b")
+    rig.patch(1, [["image/d1/a", "image/d1/b"]])
+    assert rig.extract().written == 1
+    expected = rig.truth("image/d1/b", 1)
+    expected[:, :, :4] = rig.truth("image/d1/a", 1)[:, :, :4]
+    np.testing.assert_array_equal(rig.stored(1)[0], expected)
+
+
+def test_nodata_is_fill_and_mask_zero(rig: Any) -> None:
+    rig.wishes[0]["min_valid_fraction"] = 0.5
+    rig.scene("image/d1/t1", empty=(slice(0, 4), slice(0, 64)))
+    rig.patch(0, [["image/d1/t1"]])
+    rig.extract()
+    bands, mask = rig.stored(0)
+    assert (bands[:, :4] == FILL_INT16).all()
+    assert (mask[:4] == 0).all()
+    np.testing.assert_array_equal(bands[:, 4:], rig.truth("image/d1/t1", 0)[:, 4:])
+    assert rig.ledger()[0, "image", 0, "2021-07"].valid_fraction == 0.75
+
+
+# --- decisions -------------------------------------------------------------------------------
+
+
+def test_a_cloudy_patch_falls_to_the_next_candidate_and_costs_no_bands(rig: Any) -> None:
+    rig.scene("image/d1/t1", classes=clouds(0, 16))
+    rig.scene("image/d2/t1")
+    for sample in (0, 1):
+        rig.patch(sample, [["image/d1/t1"], ["image/d2/t1"]])
+    rig.extract()
+    rows = rig.ledger()
+    assert [rows[0, "image", s, "2021-07"].rank for s in (0, 1)] == [1, 0]
+    np.testing.assert_array_equal(rig.stored(0)[0], rig.truth("image/d2/t1", 0))
+
+
+def test_every_rejection_has_its_reason(rig: Any) -> None:
+    rig.scene("image/d1/t1", classes=CLOUD)
+    rig.scene("image/d2/t1", masked=False)
+    rig.scene("image/d3/t1", edge=8)
+    rig.patch(0, [["image/d1/t1"]])
+    rig.patch(1, [["image/d2/t1"]])
+    rig.patch(2, [["image/d3/t1"]])
+    rig.patch(3, [])
+    report = rig.extract()
+    assert report.rejected == {"cloudy": 1, "unmasked": 1, "not-seen": 1, "no-candidate": 1}
+    assert report.written == 0
+    assert not [key for key in rig.objects() if "/bands/c/" in key]
+
+
+def test_nodata_found_in_the_bands_sends_a_patch_to_the_next_candidate(rig: Any) -> None:
+    rig.scene("image/d1/t1", empty=(slice(0, 64), slice(0, 16)))
+    rig.scene("image/d2/t1")
+    rig.patch(0, [["image/d1/t1"], ["image/d2/t1"]])
+    rig.patch(1, [["image/d1/t1"], ["image/d2/t1"]])
+    rig.extract()
+    rows = rig.ledger()
+    assert [rows[0, "image", s, "2021-07"].rank for s in (0, 1)] == [1, 0]
+
+
+def test_unmasked_scenes_pass_if_the_recipe_says_so(rig: Any) -> None:
+    rig.wishes[0]["allow_unmasked"] = True
+    rig.scene("image/d1/t1", masked=False)
+    rig.patch(0, [["image/d1/t1"]])
+    rig.extract()
+    assert rig.ledger()[0, "image", 0, "2021-07"].mask_source == "none"
+    assert (rig.stored(0)[1] == LEGEND["valid"]).all()
+
+
+def test_leader_and_follower_stand_and_fall_together(rig: Any) -> None:
+    rig.wishes.append({**rig.wishes[0], "id": "beside.toml", "follows": "image.toml"})
+    rig.scene("image/d1/t1")
+    rig.scene("image/d2/t1")
+    rig.scene("beside/e1/t1", classes=clouds(0, 16))
+    rig.scene("beside/e2/t1")
+    for sample in (0, 1):
+        rig.patch(sample, [["image/d1/t1"], ["image/d2/t1"]])
+        rig.patch(sample, [["beside/e1/t1"], ["beside/e2/t1"]], product="beside", group="image")
+    rig.patch(2, [["image/d1/t1"]])
+    rig.patch(2, [["beside/e9/t1"]], product="beside", group="image")
+    rig.patches[-1].candidates[0][0] = "beside/e3/t1"
+    rig.scene("beside/e3/t1", classes=CLOUD)
+    rig.extract()
+    rows = rig.ledger()
+    ranks = {(p, s): rows[0, p, s, "2021-07"].rank for p in ("image", "beside") for s in (0, 1)}
+    assert ranks == {("image", 0): 1, ("beside", 0): 1, ("image", 1): 0, ("beside", 1): 0}
+    assert rows[0, "image", 2, "2021-07"].reason == "with-group"
+    assert rows[0, "beside", 2, "2021-07"].reason == "cloudy"
+
+
+# --- failures --------------------------------------------------------------------------------
+
+
+def break_file(rig: Any, how: str) -> None:
+    path = rig.file("image/d2/t1", "fine")
+    if how == "gone":
+        path.unlink()
+    elif how == "not-an-image":
+        path.write_text("<!DOCTYPE html><html>please log in</html>")
+    elif how == "wrong-size":
+        shutil.copy(rig.file("image/small/t1", "fine"), path)
+    elif how == "wrong-grid":
+        shutil.copy(rig.file("image/away/t1", "fine"), path)
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("how", ["gone", "not-an-image", "wrong-size", "wrong-grid", "truncated"])
+def test_a_broken_file_is_a_failure_and_never_pixels(rig: Any, how: str) -> None:
+    rig.scene("image/d1/t1")
+    rig.scene("image/d2/t1", block=64)
+    rig.scene("image/small/t1", edge=16)
+    rig.scene("image/away/t1", col=1)
+    rig.patch(0, [["image/d1/t1"]])
+    rig.patch(1, [["image/d1/t1"]])
+    # The next candidate is sound, but a failure does not fall back.
+    rig.patch(2, [["image/d2/t1"], ["image/d1/t1"]])
+    break_file(rig, how)
+    report = rig.extract()
+    assert report.written == 2
+    assert report.failed == {how: 1}
+    row = rig.ledger()[0, "image", 2, "2021-07"]
+    assert (row.state, row.rank, row.pixel_digest) == ("failed", -1, "")
+
+
+def test_one_bad_block_fails_only_the_patches_on_it(rig: Any) -> None:
+    rig.scene("image/d1/t1")
+    for sample in range(4):
+        rig.patch(sample, [["image/d1/t1"]])
+    path = rig.file("image/d1/t1", "fine")
+    with __import__("rasterio").open(path) as file:
+        offset = int(file.get_tag_item("BLOCK_OFFSET_2_0", "TIFF", bidx=1))
+    data = bytearray(path.read_bytes())
+    data[offset : offset + 40] = bytes(40)
+    path.write_bytes(data)
+    report = rig.extract()
+    assert (report.written, report.failed) == (3, {"corrupt": 1})
+    assert rig.ledger()[0, "image", 2, "2021-07"].state == "failed"
+
+
+def test_if_over_half_fails_nothing_is_committed(rig: Any) -> None:
+    rig.scene("image/d1/t1")
+    rig.scene("image/d2/t1")
+    rig.patch(0, [["image/d1/t1"]])
+    for sample in (1, 2):
+        rig.patch(sample, [["image/d2/t1"]])
+    break_file(rig, "gone")
+    with pytest.raises(TryAgain, match="2 of 3 patches failed"):
+        rig.extract()
+    assert rig.objects() == {}
+    assert rig.extract(accept_failures=True).failed == {"gone": 2}
+
+
+# --- resume ----------------------------------------------------------------------------------
+
+
+def fill(rig: Any) -> None:
+    for number in range(3):
+        rig.scene(f"image/d{number}/t1", classes=clouds(0, 6 * number))
+    for shard in range(3):
+        for sample in range(3):
+            for month in (7, 8):
+                names = [f"image/d{(n + month) % 3}/t1" for n in range(3)]
+                rig.patch(sample, [[n] for n in names], slot=f"2021-0{month}", shard=shard)
+
+
+def test_resume_skips_what_is_committed_and_ends_in_the_same_bytes(rig: Any) -> None:
+    fill(rig)
+    rig.extract()
+    whole, digest = rig.objects(), rig.digest()
+    name = layout.shard_name(1, 1)
+    rig.store.delete(layout.commit(name, 1))
+    # What a killed attempt may have left behind.
+    rig.store.put(f"{layout.shard_folder(name, 1)}/image/stray/c/0", b"left over")
+    report = rig.extract()
+    assert (report.shards, report.skipped) == (1, 2)
+    assert rig.objects() == whole
+    assert rig.digest() == digest
+    assert rig.extract().shards == 0
+
+
+@pytest.mark.slow
+def test_bytes_do_not_depend_on_workers(rig: Any) -> None:
+    fill(rig)
+    rig.extract()
+    other = rig.elsewhere("other")
+    with DaskEngine(workers=2) as engine:
+        other.extract(engine)
+    assert other.objects() == rig.objects()
+
+
+def test_a_plan_that_was_tampered_with_is_refused(rig: Any) -> None:
+    fill(rig)
+    rig.lock()
+    path = rig.folder / "root" / layout.plan(1)
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(IntegrityError, match="locked"):
+        rig.extract()
+
+
+def test_without_a_plan_a_person_is_told_to_make_one(rig: Any) -> None:
+    rig.shards = 1
+    with pytest.raises(RecipeError, match="terrashard plan"):
+        rig.extract()
