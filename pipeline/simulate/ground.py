@@ -23,6 +23,8 @@ from pipeline.simulate.spectra import MATERIALS, spectra
 
 #: Share of the light that reaches the ground in a cloud's shadow, in 256ths.
 _SHADE = 105
+#: Bands mixed in one matrix product: keeps the intermediate small.
+_BANDS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +126,19 @@ def band_values(seen: View, product: Product, bands: Sequence[Band]) -> npt.NDAr
         seen.when,
         south=bool(south.all()),
     )
-    weights = _mixture(seen).reshape(len(MATERIALS), -1).astype(np.float32)
-    # exact in float32 in any order: sums of whole numbers stay below 2**24
-    mixed = (table.astype(np.float32) @ weights).astype(np.int32) >> 8
-    values = mixed.reshape(len(bands), *seen.place.shape)
+    materials, weights = _mixture(seen)
+    table = table[:, materials]
+    shares = table.astype(np.float32)
     grain = _grain(seen)
+    values = np.empty((len(bands), grain.size), np.int32)
+    for start in range(0, len(bands), _BANDS_AT_ONCE):
+        some = slice(start, start + _BANDS_AT_ONCE)
+        # exact in float32 in any order: sums of whole numbers stay below 2**24
+        values[some] = shares[some] @ weights
+    values >>= 8
     for layer, band in zip(values, bands, strict=True):
-        layer += _band_noise(grain, product, band)
-    return values
+        layer += _band_noise(grain.ravel(), product, band)
+    return values.reshape(len(bands), *seen.place.shape)
 
 
 def _snapped(points: Integers, phase: Integers | int, size: int) -> Integers:
@@ -173,17 +180,35 @@ def _snow(place: Place, land: Landscape, when: datetime) -> npt.NDArray[np.uint1
     return np.where(land.water, 0, share).astype(np.uint16)
 
 
-def _mixture(seen: View) -> npt.NDArray[np.int32]:
-    """Return the shares of all materials as seen from above, in 256ths, shape (material, y, x)."""
-    weights = seen.land.weights.astype(np.int32)
-    layers = ((seen.snow, "snow"), (seen.sky.cirrus, "cirrus"), (seen.sky.cloud, "cloud"))
-    for share, material in layers:
-        if material == "cirrus":  # shadows lie on the ground and the snow, below the sky
-            weights = np.where(seen.sky.shadow, weights * _SHADE >> 8, weights)
-        if share.any():
-            weights = weights * (OPAQUE - share.astype(np.int32)) >> 8
-            weights[MATERIALS.index(material)] += share
-    return weights
+def _mixture(seen: View) -> tuple[list[int], npt.NDArray[np.float32]]:
+    """Return which materials are in view, and their shares in 256ths as seen from above.
+
+    Returns
+    -------
+    materials : list of int
+        Indices into `MATERIALS`.
+    shares : float32 array, shape (material, pixel)
+        Whole numbers; what is missing to 256 is shade.
+    """
+    above = seen.sky
+    through_cloud = OPAQUE - above.cloud.astype(np.int32)
+    through_sky = (OPAQUE - above.cirrus.astype(np.int32)) * through_cloud >> 8
+    # shadows lie on the ground and on the snow, below the sky
+    light = np.where(above.shadow, through_sky * _SHADE >> 8, through_sky)
+    bare = (WHOLE - seen.snow.astype(np.int32)) * light >> 8
+    shares = {
+        index: layer * bare >> 8 for index, layer in enumerate(seen.land.weights) if layer.any()
+    }
+    veils = {
+        "snow": seen.snow * light >> 8,
+        "cirrus": above.cirrus * through_cloud >> 8,
+        "cloud": above.cloud,
+    }
+    shares |= {MATERIALS.index(name): share for name, share in veils.items() if share.any()}
+    stacked = np.empty((len(shares), seen.land.water.size), np.float32)
+    for row, share in zip(stacked, shares.values(), strict=True):
+        row[:] = share.ravel()
+    return list(shares), stacked
 
 
 def _grain(seen: View) -> npt.NDArray[np.uint32]:

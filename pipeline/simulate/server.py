@@ -1,7 +1,7 @@
 """Serve a simulated archive: STAC item search as the real providers do it, and files by range.
 
-One server, one sub-path per provider (`/dlr`, `/planetary-computer`, `/labels`), each a landing page
-of its own with that provider's paging and habits; the files are below `/files`. It listens on
+One server, one sub-path per provider (`/dlr`, `/planetary-computer`, `/labels`), each with a landing
+page of its own and that provider's paging and habits; the files are below `/files`. It listens on
 the loopback interface only.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -103,6 +104,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
     archive: ArchiveServer
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing when a client hangs up; anything else is a fault of this server."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -78,8 +78,8 @@ def _table(
     centre, half = np.array(centres), np.array(widths) / 2
     columns = []
     for name in MATERIALS:
-        shape = _SHAPES[name]
-        value = shape(centre, day) / 2 + (shape(centre - half, day) + shape(centre + half, day)) / 4
+        sides = _shape(name, centre - half, day) + _shape(name, centre + half, day)
+        value = _shape(name, centre, day) / 2 + sides / 4
         columns.append(np.rint(value * SCALE))
     return np.stack(columns, axis=1).astype(np.int32)
 
@@ -158,44 +158,54 @@ def _broadleaf(nm: Floats, day: int) -> Floats:
     return green * _leaves(nm, chlorophyll=1.1, plateau=0.40) + (1 - green) * 0.45 * _straw(nm)
 
 
-def _conifer(nm: Floats, day: int) -> Floats:
+def _conifer(nm: Floats) -> Floats:
     return 0.55 * _leaves(nm, chlorophyll=1.2, plateau=0.42)
 
 
-def _water(nm: Floats, day: int) -> Floats:
+def _water(nm: Floats) -> Floats:
     """Clear water: blue-green, black beyond 750 nm, and slightly negative in the short-wave
     infrared, as atmospheric correction leaves it."""
     return 0.045 * _bump(nm, 470, 130) + 0.004 * _step(-nm, -750, 30) - 0.0004
 
 
-def _silt(nm: Floats, day: int) -> Floats:
+def _silt(nm: Floats) -> Floats:
     return 0.30 * _bump(nm, 590, 140) + 0.02 * _bump(nm, 810, 40)
 
 
-def _snow(nm: Floats, day: int) -> Floats:
+def _snow(nm: Floats) -> Floats:
     ice = 0.25 * _bump(nm, 1030, 55) + 0.55 * _bump(nm, 1270, 70) + 2.6 * _step(nm, 1400, 45)
     return 0.95 * np.exp(-ice)
 
 
-def _cloud(nm: Floats, day: int) -> Floats:
+def _cloud(nm: Floats) -> Floats:
     vapour = 0.15 * _bump(nm, 940, 25) + 0.25 * _bump(nm, 1135, 35) + 0.35 * _step(nm, 1380, 60)
     return 0.78 * np.exp(-vapour - 0.35 * _step(nm, 1900, 80))
 
 
-_SHAPES: dict[str, Callable[[Floats, int], Floats]] = {
+#: Materials that change with the day of the year ...
+_SEASONAL: dict[str, Callable[[Floats, int], Floats]] = {
     "cereal": _crop("cereal", 0.38, 0.50),
     "maize": _crop("maize", 0.30, 0.46),
     "rapeseed": _crop("rapeseed", 0.36, 0.52),
     "grass": _crop("grass", 0.30, 0.36),
-    "dry-soil": lambda nm, day: _soil(nm, 0.46, 0.05),
-    "moist-soil": lambda nm, day: _soil(nm, 0.28, 0.45),
     "broadleaf": _broadleaf,
+}
+#: ... and those that do not.
+_LASTING: dict[str, Callable[[Floats], Floats]] = {
+    "dry-soil": lambda nm: _soil(nm, 0.46, 0.05),
+    "moist-soil": lambda nm: _soil(nm, 0.28, 0.45),
     "conifer": _conifer,
-    "roof": lambda nm, day: 0.16 + 0.20 * _step(nm, 590, 25),
-    "asphalt": lambda nm, day: 0.08 + 0.06 * _step(nm, 900, 350),
+    "roof": lambda nm: 0.16 + 0.20 * _step(nm, 590, 25),
+    "asphalt": lambda nm: 0.08 + 0.06 * _step(nm, 900, 350),
     "water": _water,
     "silt": _silt,
     "snow": _snow,
-    "cirrus": lambda nm, day: 0.45 + 0.25 * _bump(nm, 1380, 30),
+    "cirrus": lambda nm: 0.45 + 0.25 * _bump(nm, 1380, 30),
     "cloud": _cloud,
 }
+
+
+def _shape(material: str, nm: Floats, day: int) -> Floats:
+    if material in _SEASONAL:
+        return _SEASONAL[material](nm, day)
+    return _LASTING[material](nm)
