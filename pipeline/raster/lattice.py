@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from pipeline.errors import RecipeError
 from pipeline.products.catalogue import Lattice
 from pipeline.products.catalogue import lattice as named_lattice
+from pipeline.raster.windows import Window, window_of
 from pipeline.raster.zones import (
     CENTRAL_EASTING_M,
     FALSE_NORTHING_SOUTH_M,
@@ -34,6 +35,7 @@ from pipeline.raster.zones import (
     zones_at,
 )
 
+#: With what belongs to a cell but has a file of its own: zones and windows.
 __all__ = [
     "Cell",
     "Cells",
@@ -50,9 +52,6 @@ __all__ = [
 #: Longest straight piece of an outline, in metres. A straight line in longitude and latitude
 #: strays from one in the plane by about L² tan(latitude) / 8R: 0.1 m at 45°, 0.5 m at 80°.
 OUTLINE_STEP_M = 2000.0
-
-#: Fractions of a pixel below this are noise of a file's transform, not a position.
-_NOISE_PX = 1e-6
 
 _ID = re.compile(r"([0-9]{2})([NS])-([A-Za-z0-9_]+)-([0-9]{1,4})-(p?)([0-9]{5,8})-\5([0-9]{5,8})")
 _LARGEST_PX = 8192
@@ -319,70 +318,6 @@ def cells_from_corners(
     col = np.floor((x - lattice.x_phase_m) / step + 0.5).astype(np.int64)
     row = np.floor(away / step + 0.5).astype(np.int64)
     return Cells(lattice, size_px, code % 100, north, col, row, free)
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A rectangle of a raster's pixels; it may overhang the raster."""
-
-    col: int
-    row: int
-    width: int
-    height: int
-
-
-def window_of(
-    *,
-    epsg: int,
-    x_min_m: float,
-    y_max_m: float,
-    size_m: float,
-    raster_epsg: int,
-    raster_x_min_m: float,
-    raster_y_max_m: float,
-    pixel_m: float,
-) -> tuple[Window, float, float]:
-    """Return the pixels of a raster that stand for a cell: the nearest of its own lattice.
-
-    Nothing is resampled. Edges are rounded by floor(x + ½) in both axes, so cells side by side
-    get windows side by side.
-
-    Parameters
-    ----------
-    epsg, x_min_m, y_max_m, size_m
-        The cell: north-western corner and edge.
-    raster_epsg, raster_x_min_m, raster_y_max_m, pixel_m
-        The raster: north-western corner of its first pixel, and pixel size.
-
-    Returns
-    -------
-    window : Window
-        Square; where `size_m` is no whole number of pixels, rounded up, for a resampling.
-    shift_x_px, shift_y_px : float
-        How far east and south of the cell the window lies, in the raster's pixels, (-½, ½].
-
-    Raises
-    ------
-    ValueError
-        The raster is not in the cell's zone. EPSG 326xx and 327xx of a number are one zone.
-    """
-    if not same_zone(epsg, raster_epsg):
-        raise ValueError(f"raster in EPSG:{raster_epsg}, cell in the UTM zone of EPSG:{epsg}")
-    east = (x_min_m - raster_x_min_m) / pixel_m
-    south = (
-        northing_from_equator(raster_epsg, raster_y_max_m) - northing_from_equator(epsg, y_max_m)
-    ) / pixel_m
-    col, row = _nearest(east), _nearest(south)
-    edge = math.ceil(size_m / pixel_m - _NOISE_PX)
-    return Window(col, row, edge, edge), _clean(col - east), _clean(row - south)
-
-
-def _nearest(position_px: float) -> int:
-    return math.floor(position_px + 0.5 + _NOISE_PX)
-
-
-def _clean(shift_px: float) -> float:
-    return 0.0 if abs(shift_px) < _NOISE_PX else shift_px
 
 
 def _anchor_m(lattice: Lattice, north: Bools) -> Floats:

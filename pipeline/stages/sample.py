@@ -107,8 +107,7 @@ def take(
         there, a tiling of scenes before any search.
     """
     strategy = loaded.recipe.sample
-    before = _cells_of(known, loaded) if known is not None else None
-    last = int(known.column("index").to_numpy().max()) if known is not None and len(known) else -1
+    before, last = _known_keys(known, loaded)
     match strategy:
         case Cities() | Uniform():
             return _draw(strategy, loaded, before, last)
@@ -124,12 +123,9 @@ def take(
 # --- strategies that draw --------------------------------------------------------------------
 
 
-def _draw(
-    strategy: Cities | Uniform, loaded: LoadedRecipe, before: Cells | None, last: int
-) -> Sampled:
+def _draw(strategy: Cities | Uniform, loaded: LoadedRecipe, before: Ints, last: int) -> Sampled:
     """Draw until `count` cells are taken, known ones included."""
-    taken = np.sort(before.keys()) if before is not None else np.empty(0, dtype=np.int64)
-    missing = strategy.count - len(taken)
+    taken, missing = before, strategy.count - len(before)
     start, lost, parts = last + 1, 0, []
     for first, draws in _batches(strategy, loaded, start, missing):
         cells = _snap(draws.lon_deg, draws.lat_deg, loaded)
@@ -171,13 +167,12 @@ def _patience(count: int) -> int:
 # --- strategies that list --------------------------------------------------------------------
 
 
-def _snap_points(strategy: Points, loaded: LoadedRecipe, before: Cells | None) -> Sampled:
+def _snap_points(strategy: Points, loaded: LoadedRecipe, before: Ints) -> Sampled:
     """Take the cell of each point; the index is the point's position in the file."""
     points = read_points(loaded.path(strategy.path))
     cells = _snap(points.lon_deg, points.lat_deg, loaded)
     usable = cells.admissible()
-    taken = np.sort(before.keys()) if before is not None else np.empty(0, dtype=np.int64)
-    new = _first_of_each(cells.keys(), usable, taken)
+    new = _first_of_each(cells.keys(), usable, before)
     part = _Taken(cells[new], new, [points.names[k] for k in new.tolist()])
     lost = _edge_losses(cells, usable, np.ones(len(cells), dtype=bool), len(cells))
     return Sampled(_table([part]), len(cells), lost)
@@ -224,11 +219,10 @@ def _known(column: str, otherwise: float) -> pc.Expression:
     return pc.coalesce(pc.field(column), pc.scalar(otherwise))
 
 
-def _take_tiling(tiling: Tiling, before: Cells | None, last: int) -> Sampled:
+def _take_tiling(tiling: Tiling, before: Ints, last: int) -> Sampled:
     """Take the listed cells that are not known, numbered on from the last index."""
     cells = tiling.cells
-    keys = before.keys() if before is not None else np.empty(0, dtype=np.int64)
-    new = np.flatnonzero(~np.isin(cells.keys(), keys))
+    new = np.flatnonzero(~np.isin(cells.keys(), before))
     index = last + 1 + np.arange(len(new))
     part = _Taken(cells[new], index, [tiling.stratum[k] for k in new.tolist()])
     return Sampled(_table([part]), len(cells), 0)
@@ -242,10 +236,14 @@ def _snap(lon_deg: Any, lat_deg: Any, loaded: LoadedRecipe) -> Cells:
     return cells_at(lon_deg, lat_deg, loaded.lattice, cell.size_px, free=cell.snap == "scene")
 
 
-def _cells_of(known: pa.Table, loaded: LoadedRecipe) -> Cells:
+def _known_keys(known: pa.Table | None, loaded: LoadedRecipe) -> tuple[Ints, int]:
+    """Return the keys of the known cells and their last index, -1 if there are none."""
+    if known is None or not known.num_rows:
+        return np.empty(0, dtype=np.int64), -1
     epsg, x, y = (known.column(name).to_numpy() for name in ("epsg", "x_min_m", "y_max_m"))
     cell = loaded.recipe.cell
-    return cells_from_corners(epsg, x, y, loaded.lattice, cell.size_px, free=cell.snap == "scene")
+    cells = cells_from_corners(epsg, x, y, loaded.lattice, cell.size_px, free=cell.snap == "scene")
+    return cells.keys(), int(known.column("index").to_numpy().max())
 
 
 def _first_of_each(keys: Ints, usable: Bools, taken: Ints) -> Ints:
