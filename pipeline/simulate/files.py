@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from rasterio.transform import from_origin
+from rasterio import Affine
 from rasterio.windows import Window
 
 from pipeline.products.catalogue import FILL_INT16, LEGEND, Product
@@ -197,7 +197,7 @@ def _create(path: Path, scene: Scene, *, pixel_m: int, **profile: Any) -> Any:
         width=scene.width_m // pixel_m,
         height=scene.height_m // pixel_m,
         crs=f"EPSG:{scene.epsg}",
-        transform=from_origin(scene.x_min_m, scene.y_max_m, pixel_m, pixel_m),
+        transform=Affine(pixel_m, 0, scene.x_min_m, 0, -pixel_m, scene.y_max_m),
         tiled=True,
         compress="deflate",
         zlevel=1,

@@ -1,8 +1,8 @@
 """Serve a simulated archive: STAC item search as the real providers do it, and files by range.
 
-One server, one sub-path per provider (`/dlr`, `/planetary-computer`, `/labels`), each with a landing
-page of its own and that provider's paging and habits; the files are below `/files`. It listens on
-the loopback interface only.
+One server, one sub-path per provider (`/dlr`, `/planetary-computer`, `/labels`), each with a
+landing page of its own and that provider's paging and habits; the files are below `/files`. It
+listens on the loopback interface only.
 """
 
 from __future__ import annotations
