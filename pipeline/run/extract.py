@@ -15,7 +15,7 @@ from pipeline.store import layout
 from pipeline.store.commit import newest
 from pipeline.store.ledger import plan_numbers
 from pipeline.store.objects import LocalStore
-from pipeline.task.order import ShardOrder, ShardReport
+from pipeline.task.order import ShardOrder, ShardReport, new_run
 from pipeline.task.shard import build_shard
 from pipeline.watch.progress import Progress
 
@@ -151,7 +151,8 @@ def in_rounds(
     dict of str to str
         Shards that were left without a commit, and why.
     """
-    todo, down = list(orders), False
+    run = new_run()
+    todo, down = [replace(order, run=run) for order in orders], False
     left = {order.name: "it was not tried, because a provider is down" for order in todo}
     for number in range(1, ROUNDS + 1):
         if number > 1:

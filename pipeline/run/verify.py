@@ -16,6 +16,7 @@ from pipeline.store import layout
 from pipeline.store.commit import Commit, newest, read_commit, read_ledgers
 from pipeline.store.ledger import dataset_digest, tally
 from pipeline.task.compare import Comparison, compare
+from pipeline.task.order import new_run
 
 #: Bytes of an object that are read and hashed at once.
 _PIECE_BYTES = 16 * 2**20
@@ -68,8 +69,9 @@ def run_verify(
         raise IntegrityError(f"{store.url}: " + "; ".join(wrong) + ".")
     report.planned = tally(store).planned
     report.dataset_digest = dataset_digest(store, revisions)
+    run = new_run()
     for shard, numbers in _drawn(store, revisions, share, seed).items():
-        for found in compare(store, shard, revisions[shard], numbers):
+        for found in compare(store, shard, revisions[shard], numbers, run=run):
             wrong += _judge(found, shard, report)
     if wrong:
         raise IntegrityError(f"{store.url}: " + "; ".join(wrong) + ".")

@@ -35,11 +35,12 @@ class Comparison:
 
 
 def compare(
-    store: ObjectStore, shard: str, revision: int, numbers: Collection[int]
+    store: ObjectStore, shard: str, revision: int, numbers: Collection[int], *, run: str
 ) -> list[Comparison]:
     """Compare some written patches of a shard, numbered as in its ledger's written rows.
 
     A source whose length or tag is not that of the first read is `changed`, and not compared.
+    `run` is that of `ShardOrder`.
 
     Raises
     ------
@@ -57,7 +58,7 @@ def compare(
     for row in rows:
         patch = planned[row.product, row.sample, row.time]
         trials.append(Trial((replace(patch, candidates=[row.scenes]),)))
-    reader = Reader(sources_of(lock.loaded, 1.0), known_sources(rows), final=True)
+    reader = Reader(sources_of(lock.loaded, 1.0, run), known_sources(rows), final=True)
     found = []
     for row, decided in zip(rows, decide(trials, lock, array_specs(lock), reader), strict=True):
         failure = decided.trial.failure

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
 from pipeline.store.layout import shard_name
+
+
+def new_run() -> str:
+    """Return a name for a run that no other has; it is never stored."""
+    return f"{os.uname().nodename}-{os.getpid()}-{time.monotonic_ns()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +27,9 @@ class ShardOrder:
     """Whether passing failures are now written to the ledger; before, nothing is committed."""
     revision: int = 1
     """From 2 on: what the revision before wrote is copied, and its failures are tried again."""
+    run: str = ""
+    """Of all orders of one run the same, of two runs never: what a worker remembers of sources
+    (limits, tags, whether a provider is down) holds for one run."""
     share: float = 1.0
     """This worker's part of each provider's limits."""
     accept_failures: bool = False

@@ -47,7 +47,7 @@ def build_shard(order: ShardOrder) -> ShardReport:
     before = _before(store, order)
     trials = trials_of(lock.patches, list(lock.loaded.products))
     again, kept = _split(trials, before, order.classes)
-    source_of = sources_of(lock.loaded, order.share)
+    source_of = sources_of(lock.loaded, order.share, order.run)
     requests = _Requests(lock, source_of)
     reader = Reader(source_of, known_sources(kept), final=order.final)
     specs = array_specs(lock)
@@ -210,17 +210,18 @@ class _Requests:
         return sum(source.requests for source in self._sources)
 
 
-def sources_of(loaded: LoadedRecipe, share: float) -> Callable[[str], ByteSource]:
+def sources_of(loaded: LoadedRecipe, share: float, run: str) -> Callable[[str], ByteSource]:
     """Return the doors through which the recipe's products are read, by product id."""
 
     def source_of(product: str) -> ByteSource:
         wish = loaded.wishes[product]
-        return _open(load_provider(wish.provider, url=wish.url), share)
+        return _open(load_provider(wish.provider, url=wish.url), share, run)
 
     return source_of
 
 
 @lru_cache(maxsize=32)
-def _open(provider: Provider, share: float) -> ByteSource:
-    """Open a provider once for each process, so that limits and the circuit breaker last."""
+def _open(provider: Provider, share: float, run: str) -> ByteSource:
+    """Open a provider once for each run and process, so that limits and circuit breaker last."""
+    del run  # tells the doors of one run from those of another
     return open_source(provider, share=share)
