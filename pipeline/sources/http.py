@@ -1,0 +1,271 @@
+"""The door to the network: every byte of a scene's files is asked for here.
+
+A status becomes an error class, a redirect is checked like any other address, credentials go to
+the host they are for and to no other, and an HTML page is no image whatever its status says.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from threading import Lock
+from typing import IO
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from pipeline.errors import GiveUp, TryAgain
+from pipeline.ports import ByteSource, Stat
+from pipeline.sources.bucket import BucketDoor
+from pipeline.sources.disk import DiskSource
+from pipeline.sources.limits import Limits
+from pipeline.sources.providers import Provider, check_href
+from pipeline.sources.remote import Answer, Door, RemoteSource, named
+from pipeline.sources.signing import PlanetaryComputer, credentials
+
+_MOST_REDIRECTS = 5
+_CONNECT_S = 10.0
+#: Slower than this, a transfer counts as stuck, however often a byte arrives.
+_LEAST_BYTES_PER_S = 50_000
+#: Files of servers that ignore ranges are kept whole on disk, so many, none longer than this.
+_WHOLE_KEPT = 2
+_MOST_WHOLE_BYTES = 8 * 2**30
+_CHUNK_BYTES = 2**20
+
+# httpx logs every address at level INFO, with its query: that may be a signature.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def open_source(provider: Provider, *, share: float = 1.0, attempts: int = 5) -> ByteSource:
+    """Return what reads a provider's files, wherever they are.
+
+    Parameters
+    ----------
+    provider : Provider
+        Says hosts, limits and signing. Files of a provider on disk are read by absolute path.
+    share : float
+        This worker's part of the provider's limits, 0 to 1.
+    attempts : int
+        How often a request is made before its failure counts.
+    """
+    if provider.on_disk:
+        return DiskSource(provider)
+    limits = Limits(
+        provider.name,
+        requests_per_s=provider.requests_per_s,
+        concurrency=provider.concurrency,
+        share=share,
+        attempts=attempts,
+    )
+    doors: dict[str, Door] = {}
+    for scheme in provider.schemes:
+        doors[scheme] = BucketDoor(provider) if scheme == "s3" else HttpDoor(provider)
+    return RemoteSource(provider, doors, limits)
+
+
+class HttpDoor:
+    """Makes one request at a time of asking; retries are not its business."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+        self._client = httpx.Client(
+            timeout=httpx.Timeout(provider.timeout_s, connect=_CONNECT_S, pool=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            headers={"Accept-Encoding": "identity", "User-Agent": "terrashard"},
+            follow_redirects=False,
+        )
+        self._signer = PlanetaryComputer(self._get_token) if provider.sign else None
+        self._whole: OrderedDict[str, tuple[IO[bytes], Stat]] = OrderedDict()
+        self._lock = Lock()
+
+    def fetch(self, href: str, start: int, stop: int) -> Answer:
+        """Make one request for the bytes [start, stop), redirects included."""
+        kept = self._from_whole(href, start, stop)
+        if kept is not None:
+            return kept
+        headers = {"Range": f"bytes={start}-{stop - 1}"}
+        with _explained(href), self._follow(href, headers) as response:
+            if response.status_code == 416:
+                return _empty(href, response)
+            _refuse_status(href, response)
+            _refuse_page(href, response)
+            if response.status_code == 206:
+                return _part(href, response, start, stop, self._provider.timeout_s)
+            return self._keep_whole(href, response, start, stop)
+
+    @contextmanager
+    def _follow(self, href: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        """Open a streamed GET, going where it is sent if that is an allowed address."""
+        own_host = urlsplit(href).netloc
+        place = self._signer.sign(href) if self._signer else href
+        for _ in range(_MOST_REDIRECTS + 1):
+            auth = None
+            if self._provider.auth == "basic" and urlsplit(place).netloc == own_host:
+                auth = credentials(self._provider, urlsplit(place).hostname or "")
+            request = self._client.build_request("GET", place, headers=headers)
+            basic = httpx.BasicAuth(*auth) if auth else None
+            response = self._client.send(request, stream=True, auth=basic)
+            try:
+                if not response.is_redirect:
+                    yield response
+                    return
+                place = urljoin(place, response.headers["Location"])
+            finally:
+                response.close()
+            check_href(self._provider, place)
+        raise GiveUp(
+            f"{named(href)} was redirected {_MOST_REDIRECTS} times and more.", failure="refused"
+        )
+
+    def _get_token(self, url: str) -> httpx.Response:
+        with _explained(url):
+            response = self._client.get(url)
+        _refuse_status(url, response)
+        return response
+
+    def _from_whole(self, href: str, start: int, stop: int) -> Answer | None:
+        with self._lock:
+            if href not in self._whole:
+                return None
+            file, stat = self._whole[href]
+            file.seek(start)
+            return Answer(file.read(stop - start), stat)
+
+    def _keep_whole(self, href: str, response: httpx.Response, start: int, stop: int) -> Answer:
+        """Take a file that came whole though a part was asked for, and keep it for the rest."""
+        promised = int(response.headers.get("Content-Length", 0))
+        if promised > _MOST_WHOLE_BYTES:
+            raise GiveUp(
+                f"{named(href)}: the server knows no ranges, and {promised} bytes are too many to "
+                f"take whole (at most {_MOST_WHOLE_BYTES}).",
+                failure="wrong-size",
+            )
+        # Unnamed and outside of any data set: it is gone with the process, even if that is killed.
+        file = tempfile.TemporaryFile()  # noqa: SIM115 # kept open as long as it is kept
+        size = 0
+        for chunk in _body(response, promised, self._provider.timeout_s):
+            size += len(chunk)
+            if size > _MOST_WHOLE_BYTES:
+                raise GiveUp(f"{named(href)} does not end.", failure="wrong-size")
+            file.write(chunk)
+        stat = Stat(size, _tag(response))
+        with self._lock:
+            self._whole[href] = (file, stat)
+            if len(self._whole) > _WHOLE_KEPT:
+                self._whole.popitem(last=False)[1][0].close()
+            file.seek(start)
+            return Answer(file.read(stop - start), stat)
+
+
+def _part(href: str, response: httpx.Response, start: int, stop: int, timeout_s: float) -> Answer:
+    """Read an answer with status 206, which must be the part that was asked for."""
+    stated = re.fullmatch(
+        r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", "").strip()
+    )
+    if stated is None:
+        raise GiveUp(f"{named(href)}: a part came without its place.", failure="corrupt")
+    first, last, size = (int(number) for number in stated.groups())
+    if (first, last + 1) != (start, min(stop, size)):
+        raise TryAgain(
+            f"{named(href)}: bytes {first} to {last} came, {start} to {stop - 1} were due.",
+            failure="short-read",
+        )
+    data = b"".join(_body(response, stop - start, timeout_s))
+    return Answer(data, Stat(size, _tag(response)))
+
+
+def _empty(href: str, response: httpx.Response) -> Answer:
+    """Read an answer with status 416: the file ends before what was asked for."""
+    stated = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", "").strip())
+    if stated is None:
+        raise GiveUp(f"{named(href)} is shorter than it was.", failure="changed")
+    return Answer(b"", Stat(int(stated.group(1)), _tag(response)))
+
+
+def _body(response: httpx.Response, size_bytes: int, timeout_s: float) -> Iterator[bytes]:
+    """Yield the body, as long as it comes at a speed that leads somewhere."""
+    due = time.monotonic() + timeout_s + size_bytes / _LEAST_BYTES_PER_S
+    for chunk in response.iter_raw(_CHUNK_BYTES):
+        yield chunk
+        if time.monotonic() > due:
+            raise httpx.ReadTimeout("the body comes too slowly")
+
+
+def _tag(response: httpx.Response) -> str | None:
+    """Return what tells this version of a file: its entity tag, or when it was changed."""
+    tag: str | None = response.headers.get("ETag") or response.headers.get("Last-Modified")
+    return tag
+
+
+def _refuse_page(href: str, response: httpx.Response) -> None:
+    """Refuse HTML: login pages and error pages come with status 200 where an image was due."""
+    kind = response.headers.get("Content-Type", "").lower()
+    if "html" in kind:
+        raise GiveUp(
+            f"{named(href)}: a page of type {kind[:40]} came, not an image.", failure="not-an-image"
+        )
+
+
+def _refuse_status(href: str, response: httpx.Response) -> None:
+    """Raise what a status means, unless it is a success."""
+    status = response.status_code
+    if status in (200, 206):
+        return
+    if status in (404, 410):
+        raise GiveUp(f"{named(href)} is gone (status {status}).", failure="gone")
+    if status == 408:
+        raise TryAgain(f"{named(href)}: status {status}.", failure="timeout")
+    if status in (425, 429):
+        raise TryAgain(
+            f"{named(href)}: throttled (status {status}).",
+            failure="throttled",
+            retry_after_s=_retry_after_s(response),
+        )
+    if status >= 500:
+        raise TryAgain(
+            f"{named(href)}: the server failed (status {status}).",
+            failure="server-error",
+            retry_after_s=_retry_after_s(response),
+        )
+    raise GiveUp(f"{named(href)} may not be read (status {status}).", failure="forbidden")
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """Return the pause that a server asks for: seconds, or a date."""
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isdigit():
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    zoned = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return max(0.0, (zoned - datetime.now(UTC)).total_seconds())
+
+
+@contextmanager
+def _explained(href: str) -> Iterator[None]:
+    """Turn httpx's failures into ours; their own texts may hold addresses with signatures."""
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise TryAgain(f"{named(href)}: no answer in time.", failure="timeout") from error
+    except httpx.RemoteProtocolError as error:
+        short = "incomplete" in str(error) or "complete message body" in str(error)
+        raise TryAgain(
+            f"{named(href)}: the answer was cut off.",
+            failure="short-read" if short else "connection",
+        ) from error
+    except httpx.TransportError as error:
+        raise TryAgain(
+            f"{named(href)}: the connection failed ({type(error).__name__}).", failure="connection"
+        ) from error
+    except (httpx.InvalidURL, httpx.DecodingError, UnicodeError) as error:
+        raise GiveUp(f"{named(href)} cannot be asked for.", failure="refused") from error
