@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +56,15 @@ def run_search(loaded: LoadedRecipe, store: ObjectStore) -> SearchReport:
     with Spool(_baselines(store)) as spool:
         for product_id in loaded.products:
             before = len(spool.newest)
-            answers = _Answers(loaded, product_id)
-            for row in answers.rows(queries(loaded, product_id, locations)):
-                if isinstance(row, Scene):
-                    spool.add(row)
-                else:
-                    unusable.append(row)
+            questions = queries(loaded, product_id, locations)
+            with closing(_Answers(loaded, product_id)) as answers:
+                for row in answers.rows(questions):
+                    if isinstance(row, Scene):
+                        spool.add(row)
+                    else:
+                        unusable.append(row)
+                requests += answers.requests
             found[product_id] = len(spool.newest) - before
-            requests += answers.requests
         for scenes, duplicates in spool.chunks():
             unusable += duplicates
             new += len(scenes)
@@ -88,6 +90,11 @@ class _Answers:
     def requests(self) -> int:
         """Requests made so far."""
         return 0 if self._catalogue is None else self._catalogue.requests
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._catalogue is not None:
+            self._catalogue.close()
 
     def rows(self, questions: list[Query]) -> Iterator[Scene | Unusable]:
         """Yield a row for each item that answers one of the questions.

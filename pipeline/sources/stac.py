@@ -12,11 +12,13 @@ import warnings
 from collections.abc import Iterator
 from datetime import UTC
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import urljoin, urlsplit
 
 import pystac
 import requests
+import urllib3
 from pystac.utils import is_absolute_href, make_absolute_href
 from pystac_client import Client
 from pystac_client.exceptions import APIError
@@ -38,11 +40,14 @@ _DEEPEST = 12
 
 def search_items(provider: Provider, query: Query) -> Iterator[dict[str, Any]]:
     """Yield the raw items a catalogue answers with; see `Catalogue.search`."""
-    return Catalogue(provider).search(query)
+    with Catalogue(provider) as catalogue:
+        yield from catalogue.search(query)
 
 
 class Catalogue:
     """One provider's catalogue, asked politely: its rate, its host, retries with back-off.
+
+    Use it in a `with` block, which closes its connections.
 
     Parameters
     ----------
@@ -67,6 +72,21 @@ class Catalogue:
         self._url = provider.url
         self._io = _CatalogueIO(provider, self._url, attempts)
         self._client: Client | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._io.session.close()
 
     @property
     def requests(self) -> int:
@@ -129,7 +149,9 @@ class Catalogue:
         if self._client is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", PystacClientWarning)
-                self._client = Client.open(self._url, stac_io=self._io)
+                self._client = Client.open(
+                    self._url, stac_io=self._io, timeout=self.provider.timeout_s
+                )
             self._client.add_conforms_to("ITEM_SEARCH")
             self._client.add_conforms_to("CORE")
         return self._client
@@ -212,8 +234,13 @@ class _CatalogueIO(StacApiIO):
             )
 
     def _check_redirect(self, answer: requests.Response, *_: Any, **__: Any) -> None:
-        if answer.is_redirect:
+        if not answer.is_redirect:
+            return
+        try:
             self._check(urljoin(answer.url, answer.headers["location"]))
+        except GiveUp:
+            answer.close()  # nobody will read it, so its connection would stay open
+            raise
 
     def _wait(self) -> None:
         """Take the next turn at the provider's rate."""
@@ -244,6 +271,17 @@ def _with_absolute_assets(item: dict[str, Any], href: str) -> dict[str, Any]:
     return {**item, "assets": assets}
 
 
+def _timed_out(error: BaseException | None) -> bool:
+    """Whether a time-out is behind an error, through what the layers of the client made of it."""
+    while error is not None:
+        if isinstance(error, urllib3.exceptions.NewConnectionError):
+            return False  # refused at once, though its class descends from time-outs
+        if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _explained(provider: Provider, error: APIError) -> TryAgain | GiveUp:
     """Turn a client error into one of ours, by what the handler does about it."""
     status = getattr(error, "status_code", None)
@@ -252,7 +290,7 @@ def _explained(provider: Provider, error: APIError) -> TryAgain | GiveUp:
         cause = error.__context__
         if isinstance(cause, GiveUp):
             return cause
-        failure = "timeout" if isinstance(cause, requests.Timeout) else "connection"
+        failure = "timeout" if _timed_out(cause) else "connection"
         return TryAgain(f"{what} ({failure}): {type(cause).__name__}.", failure=failure)
     detail = f"{what} with status {status}: {' '.join(str(error).split())[:200]}"
     if status in _PASSING:
