@@ -73,7 +73,7 @@ def make_archive(
     Parameters
     ----------
     folder : Path
-        New or empty folder; it gets `items.json` and `files/`.
+        New or empty folder; it gets `archive.json` and `files/`.
     products : sequence of str
         Of `enmap-l2a`, `sentinel-2-l2a`, `simulated-labels`.
     region : (west, south, east, north) in degrees

@@ -22,7 +22,7 @@ import shapely
 from pipeline.errors import RecipeError
 
 #: Name of the file with providers, collections and items inside an archive folder.
-ITEMS = "items.json"
+ITEMS = "archive.json"
 
 _GEOJSON = "application/geo+json"
 _CONFORMANCE = (

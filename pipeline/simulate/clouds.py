@@ -88,7 +88,8 @@ def _cloud_opacity(place: Place, hour: int) -> npt.NDArray[np.uint16]:
         + 2 * smooth_noise(place, 52, 1100, when=hour)
         + smooth_noise(place, 53, 260, when=hour)
     ) >> 3
-    return np.clip((field - level) // 14, 0, OPAQUE).astype(np.uint16)
+    opacity: npt.NDArray[np.uint16] = np.clip((field - level) // 14, 0, OPAQUE).astype(np.uint16)
+    return opacity
 
 
 # --- sun ------------------------------------------------------------------------------------------

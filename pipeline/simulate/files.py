@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def write_enmap(
             }
             for scene, paths in zip(scenes, files, strict=True)
         ]
-        for window, place in _blocks(scenes[0], 30, ENMAP_BLOCK_PX, seed):
+        for window, place in _blocks(scenes[0], 30, seed):
             land = landscape(place)
             for scene, raster, tally in zip(scenes, rasters, tallies, strict=True):
                 seen = view(place, scene.when, land=land)
@@ -127,7 +128,7 @@ def _write_resolution(
             }
             for scene, paths in zip(scenes, files, strict=True)
         ]
-        for window, place in _blocks(scenes[0], pixel_m, SENTINEL_BLOCK_PX, seed):
+        for window, place in _blocks(scenes[0], pixel_m, seed):
             land = landscape(place)
             for scene, raster, tally in zip(scenes, rasters, tallies, strict=True):
                 seen = view(place, scene.when, land=land)
@@ -142,8 +143,8 @@ def _write_resolution(
 def write_labels(folder: Path, scene: Scene, seed: int) -> Written:
     """Write the map of arrangements."""
     path = f"files/labels/{scene.item}.tif"
-    with _create(folder / path, scene, **_labels_kind()) as raster:
-        for window, place in _blocks(scene, 30, ENMAP_BLOCK_PX, seed):
+    with _create(folder / path, scene, pixel_m=30, count=1, dtype="uint8") as raster:
+        for window, place in _blocks(scene, 30, seed):
             raster.write(label_values(landscape(place)), 1, window=window)
     return Written({"labels": path}, {})
 
@@ -176,9 +177,23 @@ class _Tally:
         return shares | {"nodata": 100 * self._unseen / (seen + self._unseen)}
 
 
-def _blocks(scene: Scene, pixel_m: int, block_px: int, seed: int) -> Iterator[tuple[Window, Place]]:
+def block_edge(scene: Scene, pixel_m: int) -> int:
+    """Return the edge of a file's blocks in pixels.
+
+    That of the real files, except where a raster is so small that most of the last blocks would be
+    padding: then the next multiple of 16 that divides the raster evenly.
+    """
+    nominal = SENTINEL_BLOCK_PX if scene.product == "sentinel-2-l2a" else ENMAP_BLOCK_PX
+    size = max(scene.width_m, scene.height_m) // pixel_m
+    if 4 * size > 9 * nominal:
+        return nominal
+    return ceil(size / ceil(size / nominal) / 16) * 16
+
+
+def _blocks(scene: Scene, pixel_m: int, seed: int) -> Iterator[tuple[Window, Place]]:
     """Yield the blocks of a scene's raster in file order, with their pixel centres."""
     width, height = scene.width_m // pixel_m, scene.height_m // pixel_m
+    block_px = block_edge(scene, pixel_m)
     x_m = scene.x_min_m + pixel_m // 2 + pixel_m * np.arange(width, dtype=np.int64)
     n_m = scene.n_max_m - pixel_m // 2 - pixel_m * np.arange(height, dtype=np.int64)
     for top in range(0, height, block_px):
@@ -190,6 +205,7 @@ def _blocks(scene: Scene, pixel_m: int, block_px: int, seed: int) -> Iterator[tu
 
 def _create(path: Path, scene: Scene, *, pixel_m: int, **profile: Any) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
+    edge = block_edge(scene, pixel_m)
     return rasterio.open(
         path,
         "w",
@@ -199,6 +215,8 @@ def _create(path: Path, scene: Scene, *, pixel_m: int, **profile: Any) -> Any:
         crs=f"EPSG:{scene.epsg}",
         transform=Affine(pixel_m, 0, scene.x_min_m, 0, -pixel_m, scene.y_max_m),
         tiled=True,
+        blockxsize=edge,
+        blockysize=edge,
         compress="deflate",
         zlevel=1,
         num_threads=1,
@@ -207,28 +225,17 @@ def _create(path: Path, scene: Scene, *, pixel_m: int, **profile: Any) -> Any:
 
 
 def _enmap_kind(key: str, product: Product) -> dict[str, Any]:
-    block = {"pixel_m": 30, "blockxsize": ENMAP_BLOCK_PX, "blockysize": ENMAP_BLOCK_PX}
+    spectral = {"pixel_m": 30, "count": len(product.bands), "interleave": "pixel"}
     if key == "image":
-        whole = {"count": len(product.bands), "dtype": "int16", "nodata": FILL_INT16}
-        return {**block, **whole, "interleave": "pixel", "predictor": 2}
+        return {**spectral, "dtype": "int16", "nodata": FILL_INT16, "predictor": 2}
     if key == "defective_pixel_mask":
-        return {**block, "count": len(product.bands), "dtype": "uint8", "interleave": "pixel"}
+        return {**spectral, "dtype": "uint8"}
     nodata = {"nodata": 3} if key == "quality_classes" else {}
-    return {**block, "count": 1, "dtype": "uint8", **nodata}
+    return {"pixel_m": 30, "count": 1, "dtype": "uint8", **nodata}
 
 
 def _sentinel_kind(name: str, pixel_m: int) -> dict[str, Any]:
-    block = {"pixel_m": pixel_m, "blockxsize": SENTINEL_BLOCK_PX, "blockysize": SENTINEL_BLOCK_PX}
-    if name == "SCL":
-        return {**block, "count": 1, "dtype": "uint8", "nodata": 0}
-    return {**block, "count": 1, "dtype": "uint16", "nodata": 0, "predictor": 2}
-
-
-def _labels_kind() -> dict[str, Any]:
-    return {
-        "pixel_m": 30,
-        "count": 1,
-        "dtype": "uint8",
-        "blockxsize": ENMAP_BLOCK_PX,
-        "blockysize": ENMAP_BLOCK_PX,
-    }
+    kind = {"pixel_m": pixel_m, "count": 1, "nodata": 0}
+    return (
+        {**kind, "dtype": "uint8"} if name == "SCL" else {**kind, "dtype": "uint16", "predictor": 2}
+    )

@@ -221,7 +221,7 @@ def _grain(seen: View) -> npt.NDArray[np.uint32]:
 def _band_noise(
     grain: npt.NDArray[np.uint32], product: Product, band: Band
 ) -> npt.NDArray[np.int32]:
-    """Return the noise of one band, -3 to 4 digital numbers: top bits of an odd multiple."""
+    """Return the noise of one band, -1 to 2 digital numbers: top bits of an odd multiple."""
     name = f"{product.id}/{band.name}".encode()
     odd = (hash64(81, *name) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
-    return (grain * odd >> np.uint32(29)).astype(np.int32) - 3
+    return (grain * odd >> np.uint32(30)).astype(np.int32) - 1
