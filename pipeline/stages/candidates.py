@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import numpy as np
 
@@ -285,7 +286,7 @@ def _microseconds(when: datetime) -> int:
 
 def _chunks(ground: Ground) -> Iterator[Ints]:
     """Yield cells that follow one another, those of a zone together."""
-    first = starts_of_runs(ground.zone)
-    for start, stop in zip(first, [*first[1:], len(ground)], strict=True):
+    edges = np.append(starts_of_runs(ground.zone), len(ground))
+    for start, stop in pairwise(edges.tolist()):
         for part in range(start, stop, _CELLS):
             yield np.arange(part, min(part + _CELLS, stop))

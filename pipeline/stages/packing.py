@@ -56,14 +56,14 @@ def pack(cell: Ints, time: Ints, group: Ints, cost: Ints, *, limit_bytes: float)
     """
     if len(cell) == 0:
         return Packed(cell, cell, cell)
-    cost = np.where(cost > 0, cost, _EMPTY_ROW_BYTES)
+    cost, limit = np.where(cost > 0, cost, _EMPTY_ROW_BYTES), int(limit_bytes)
     likeness = np.floor(2 * np.log2(np.bincount(cell)[cell])).astype(np.int64)
     order = np.lexsort((group, time, cell, likeness))
     cell, cost = cell[order], cost[order]
-    whole = np.bincount(cell, cost)[cell] <= limit_bytes
+    whole = np.bincount(cell, cost)[cell] <= limit
     # Items that stay together: all of a cell, or one by one where the cell is too large.
     unit = starts_of_runs(cell, np.where(whole, -1, np.arange(len(cell))))
-    shard = _cut(unit, cost, limit_bytes)
+    shard = _cut(unit, cost, limit)
     first = starts_of_runs(shard, cell)
     sample = np.zeros(len(cell), dtype=np.int64)
     sample[first] = 1
@@ -71,12 +71,12 @@ def pack(cell: Ints, time: Ints, group: Ints, cost: Ints, *, limit_bytes: float)
     return Packed(order, shard, sample - sample[starts_of_runs(shard)][shard])
 
 
-def _cut(unit: Ints, cost: Ints, limit_bytes: float) -> Ints:
+def _cut(unit: Ints, cost: Ints, limit: int) -> Ints:
     """Return the shard of each item: as many units as fit, in order, and at least one."""
     ends = np.cumsum(np.add.reduceat(cost, unit))
     edges, done = [0], 0
     while edges[-1] < len(unit):
-        fits = int(np.searchsorted(ends, done + limit_bytes, "right"))
+        fits = int(np.searchsorted(ends, done + limit, "right"))
         edges.append(max(fits, edges[-1] + 1))
         done = int(ends[edges[-1] - 1])
     lengths = np.diff(np.append(unit, len(cost))[edges])

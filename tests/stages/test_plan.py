@@ -8,16 +8,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pytest
 import shapely
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
 
 from pipeline.products.catalogue import Product
 from pipeline.recipe import LoadedRecipe, Recipe
+from pipeline.stages.growth import DONE_SCHEMA
 from pipeline.stages.packing import patch_bytes
 from pipeline.stages.plan import closed_slots, plan
 
@@ -142,12 +141,19 @@ Rows = list[dict[str, Any]]
 Answer = dict[tuple[str, str, str], list[list[str]]]
 
 
-def planned(loaded: LoadedRecipe, cells: Rows, scenes: Rows, cutoff: datetime | None = None) -> Any:
+def planned(
+    loaded: LoadedRecipe,
+    cells: Rows,
+    scenes: Rows,
+    cutoff: datetime | None = None,
+    done: pa.Table | None = None,
+) -> Any:
     return plan(
         loaded,
         pa.Table.from_pylist(cells, schema=LOCATIONS),
         pa.Table.from_pylist(scenes, schema=SCENES),
         cutoff=cutoff,
+        done=done,
     )
 
 
@@ -209,7 +215,7 @@ class Reference:
         found: Answer = {}
         for leader in set(self.loaded.leader.values()):
             members = [leader]
-            members += [p for p, l in self.loaded.leader.items() if l == leader and p != leader]
+            members += [p for p, its in self.loaded.leader.items() if its == leader != p]
             for here in cells:
                 for slot, chosen in self.wanted(leader, members[1:], here, cutoff):
                     for number, member in enumerate(members):
@@ -413,10 +419,15 @@ def jobs(draw: Any) -> tuple[LoadedRecipe, Rows, Rows]:
     return loaded, draw(CELLS), draw(archives(tuple(loaded.products)))
 
 
+LAWS = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 CUTOFFS = st.sampled_from([None, None, START + timedelta(days=61.5)])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@LAWS
 @given(jobs(), CUTOFFS)
 def test_it_finds_what_the_reference_finds(
     job: tuple[LoadedRecipe, Rows, Rows], cutoff: datetime | None
@@ -425,3 +436,133 @@ def test_it_finds_what_the_reference_finds(
     assert answers(planned(loaded, cells, scenes, cutoff)) == Reference(loaded, scenes).answer(
         cells, cutoff
     )
+
+
+# --- laws ------------------------------------------------------------------------------------
+
+
+@LAWS
+@given(jobs(), st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter(job: Any, random: Any) -> None:
+    loaded, cells, scenes = job
+    made = planned(loaded, cells, scenes)
+    random.shuffle(cells)
+    random.shuffle(scenes)
+    again = planned(loaded, cells, scenes)
+    assert again.patches.equals(made.patches)
+    assert again.scenes.equals(made.scenes)
+
+
+@LAWS
+@given(jobs())
+def test_shards_are_whole_within_their_limit_and_in_order(job: Any) -> None:
+    loaded, cells, scenes = job
+    made = planned(loaded, cells, scenes)
+    rows = made.patches.to_pylist()
+    keys = [(row["shard"], row["product"], row["sample"], row["time"]) for row in rows]
+    assert keys == sorted(set(keys))
+    shards = [row["shard"] for row in rows]
+    assert sorted(set(shards)) == list(range(len(made.shard_rows)))
+    assert [shards.count(k) for k in range(len(made.shard_rows))] == made.shard_rows.tolist()
+    limit = loaded.recipe.shards.shard_mb * 1e6
+    for shard, stated in enumerate(made.shard_bytes.tolist()):
+        mine = [row for row in rows if row["shard"] == shard]
+        size = sum(patch_bytes(loaded, row["product"]) for row in mine if row["candidates"])
+        groups = {(row["location"], row["slot"], row["group"]) for row in mine}
+        assert size == stated
+        assert size <= limit or len(groups) == 1
+        samples = {row["location"]: row["sample"] for row in mine}
+        assert sorted(samples.values()) == list(range(len(samples)))
+        assert all(row["sample"] == samples[row["location"]] for row in mine)
+        for place in {(row["product"], row["sample"]) for row in mine}:
+            times = [row["time"] for row in mine if (row["product"], row["sample"]) == place]
+            assert times == list(range(len(times)))
+    together = defaultdict(set)
+    for row in rows:
+        together[row["location"], row["slot"], row["group"]].add(row["shard"])
+    assert all(len(found) == 1 for found in together.values())
+
+
+@LAWS
+@given(jobs())
+def test_a_plan_holds_the_scenes_it_names_and_no_other(job: Any) -> None:
+    loaded, cells, scenes = job
+    made = planned(loaded, cells, scenes)
+    named = {s for views in answers(made).values() for view in views for s in view}
+    assert made.scenes.column("scene").to_pylist() == sorted(named)
+
+
+# --- growth ----------------------------------------------------------------------------------
+
+
+def history(made: Any, states: dict[tuple[str, str, str], str | None], number: int = 1) -> pa.Table:
+    """Return what a plan held, and what became of it (as long as nothing is said: written)."""
+    rows = [
+        {
+            "plan": number,
+            "state": states.get((row["location"], row["slot"], row["group"]), "written"),
+            **{name: row[name] for name in ("location", "product", "slot", "candidates")},
+        }
+        for row in made.patches.to_pylist()
+    ]
+    return pa.Table.from_pylist(rows, schema=DONE_SCHEMA)
+
+
+@LAWS
+@given(jobs(), st.integers(0, 6))
+def test_two_plans_hold_what_one_would(job: Any, early: int) -> None:
+    """More locations and a later cut-off add rows, and never touch an earlier one."""
+    loaded, cells, scenes = job
+    half = START + timedelta(days=61.5)
+    first = planned(loaded, cells[:early], scenes, half)
+    second = planned(loaded, cells, scenes, done=history(first, {}))
+    whole = answers(planned(loaded, cells, scenes))
+    before, after = answers(first), answers(second)
+    assert not before.keys() & after.keys()
+    assert before | after == whole
+
+
+@LAWS
+@given(jobs(), jobs(), st.randoms(use_true_random=False))
+def test_only_a_rejected_patch_with_other_candidates_opens_again(
+    job: Any, other: Any, random: Any
+) -> None:
+    loaded, cells, scenes = job
+    first = planned(loaded, cells, scenes)
+    more = [
+        row
+        for row in other[2]
+        if row["product"] in loaded.products and row["scene"] not in {s["scene"] for s in scenes}
+    ]
+    groups = {(r["location"], r["slot"], r["group"]) for r in first.patches.to_pylist()}
+    states = {g: random.choice(["written", "failed", "rejected", None]) for g in sorted(groups)}
+    second = planned(loaded, cells, scenes + more, done=history(first, states))
+    before, now = answers(first), answers(planned(loaded, cells, scenes + more))
+    due = set()
+    for key in now:
+        location, product, slot = key
+        group = location, slot, loaded.leader[product]
+        if group not in states:
+            due.add(key)
+        members = [(location, p, slot) for p, leader in loaded.leader.items() if leader == group[2]]
+        if states.get(group) == "rejected" and any(before[m] != now[m] for m in members):
+            due.add(key)
+    assert answers(second) == {key: now[key] for key in due}
+
+
+def test_the_last_plan_of_a_patch_counts() -> None:
+    loaded = load(MONTHS, {"id": "image"})
+    cells = [cell(0, 0)]
+    first = planned(loaded, cells, [scene("a", "A", WORLD)])
+    january = (cells[0]["location"], "2021-01", "image")
+    old = history(first, {january: "rejected"})
+    two = [scene("a", "A", WORLD), scene("b", "A", WORLD, day=12)]
+    second = planned(loaded, cells, two, done=old)
+    assert list(answers(second)) == [(january[0], "image", "2021-01")]
+    for state, due in (("written", 0), (None, 0), ("rejected", 0)):
+        done = pa.concat_tables([history(second, {january: state}, number=2), old])
+        assert planned(loaded, cells, two, done=done).patches.num_rows == due
+    three = [*two, scene("c", "A", WORLD, day=14)]
+    for state, due in (("written", 0), ("rejected", 1)):
+        done = pa.concat_tables([history(second, {january: state}, number=2), old])
+        assert planned(loaded, cells, three, done=done).patches.num_rows == due
