@@ -26,9 +26,9 @@ from rasterio.windows import Window as GdalWindow
 
 from pipeline.errors import GiveUp
 from pipeline.ports import ByteSource, Stat
-from pipeline.raster.lattice import Window
 from pipeline.raster.rangefile import NAME, Container, RangeFile
 from pipeline.raster.tiling import Grid, Run, overlap, runs
+from pipeline.raster.windows import Window
 
 #: First bytes of the formats that may be opened, and GDAL's driver for each: TIFF 6.0 section 2,
 #: BigTIFF (magic 43), JPEG 2000 (ISO/IEC 15444-1 annex I.5.1).

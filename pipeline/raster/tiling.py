@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.raster.lattice import Window
+from pipeline.raster.windows import Window
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,9 @@ class BucketDoor:
         meta = result.meta
         return Answer(data, Stat(int(meta["size"]), meta["e_tag"]))
 
+    def kept(self, href: str, start: int, stop: int) -> None:
+        """Return nothing: a bucket always serves parts."""
+
     def _store(self, bucket: str) -> S3Store:
         with self._lock:
             if bucket not in self._stores:

@@ -10,6 +10,7 @@ import logging
 import re
 import tempfile
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,12 +85,11 @@ class HttpDoor:
         self._signer = PlanetaryComputer(self._get_token) if provider.sign else None
         self._whole: OrderedDict[str, tuple[IO[bytes], Stat]] = OrderedDict()
         self._lock = Lock()
+        # Sources are handed around and never closed by hand: connections go with the last user.
+        weakref.finalize(self, _let_go, self._client, self._whole)
 
     def fetch(self, href: str, start: int, stop: int) -> Answer:
         """Make one request for the bytes [start, stop), redirects included."""
-        kept = self._from_whole(href, start, stop)
-        if kept is not None:
-            return kept
         headers = {"Range": f"bytes={start}-{stop - 1}"}
         with _explained(href), self._follow(href, headers) as response:
             if response.status_code == 416:
@@ -130,7 +130,8 @@ class HttpDoor:
         _refuse_status(url, response)
         return response
 
-    def _from_whole(self, href: str, start: int, stop: int) -> Answer | None:
+    def kept(self, href: str, start: int, stop: int) -> Answer | None:
+        """Return bytes of a file that came whole, because its server knows no ranges."""
         with self._lock:
             if href not in self._whole:
                 return None
@@ -162,6 +163,12 @@ class HttpDoor:
                 self._whole.popitem(last=False)[1][0].close()
             file.seek(start)
             return Answer(file.read(stop - start), stat)
+
+
+def _let_go(client: httpx.Client, whole: OrderedDict[str, tuple[IO[bytes], Stat]]) -> None:
+    client.close()
+    for file, _ in whole.values():
+        file.close()
 
 
 def _part(href: str, response: httpx.Response, start: int, stop: int, timeout_s: float) -> Answer:

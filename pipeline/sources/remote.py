@@ -42,6 +42,10 @@ class Door(Protocol):
         """Make one request for the bytes [start, stop)."""
         ...
 
+    def kept(self, href: str, start: int, stop: int) -> Answer | None:
+        """Return those bytes without a request, if the whole file had to be taken before."""
+        ...
+
 
 class RemoteSource:
     """Reads files over a network: `pipeline.ports.ByteSource`.
@@ -116,7 +120,7 @@ class RemoteSource:
                 )
             return answer
 
-        answer = self._limits.call(request)
+        answer = door.kept(href, *span) or self._limits.call(request)
         if whole and span[1] > answer.stat.size_bytes:
             raise GiveUp(f"{named(href)} ends before byte {span[1]}.", failure="truncated")
         return answer.data

@@ -17,7 +17,7 @@ from rasterio.transform import Affine
 from pipeline.errors import GiveUp, TryAgain
 from pipeline.ports import Stat
 from pipeline.raster.blocks import open_asset
-from pipeline.raster.lattice import Window
+from pipeline.raster.windows import Window
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 SAFE = DATA / "sentinel-2" / "T29UNU"
@@ -221,7 +221,7 @@ def test_a_damaged_block_is_corrupt_and_a_cut_file_truncated(tmp_path: Path) -> 
     whole = Path(_write(tmp_path / "a.tif", _noise(1, 90, 90), compress="deflate")).read_bytes()
     damaged = tmp_path / "damaged.tif"
     middle = len(whole) // 2
-    damaged.write_bytes(whole[:middle] + bytes(64) + whole[middle + 64 :])
+    damaged.write_bytes(whole[:middle] + b"\xff" * 64 + whole[middle + 64 :])
     _refuses("corrupt", lambda: _open(damaged))
     cut = tmp_path / "cut.tif"
     cut.write_bytes(whole[: len(whole) - 200])
