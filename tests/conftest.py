@@ -66,8 +66,11 @@ class Published:
 
 
 @pytest.fixture
-def published(_published_once: Path, tmp_path: Path) -> Published:
-    """A root of its own, to train in."""
+def published(_published_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
+    """A root of its own, to train in; `backbone = "small"` is timm's own ResNet for tests."""
+    from pipeline.pretrain import backbones
+
+    monkeypatch.setitem(backbones.RESNETS, "small", "test_resnet")
     folder = tmp_path / "published"
     shutil.copytree(_published_once, folder)
     return Published(open_store(folder / "root"), folder)

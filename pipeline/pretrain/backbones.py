@@ -70,7 +70,7 @@ def _resnet(shape: EncoderShape) -> nn.Module:
         RESNETS[shape.backbone], pretrained=False, num_classes=0, in_chans=shape.bands
     )
     if shape.image_px < SMALL_PX:
-        width = net.conv1.out_channels
+        width = net.bn1.num_features
         net.conv1 = nn.Conv2d(shape.bands, width, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()

@@ -113,13 +113,13 @@ def test_a_few_steps_on_one_image_lower_the_loss(tiny_vit, view):
     seen = View(smooth, torch.ones_like(smooth, dtype=torch.bool))
     optimizer = torch.optim.AdamW(method.parameters(), lr=1e-3)
     losses = []
-    for step in range(40):
+    for step in range(25):
         learned = method([seen], torch.Generator().manual_seed(step))
         optimizer.zero_grad()
         learned.loss.backward()
         optimizer.step()
         losses.append(learned.loss.item())
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
 def test_take_returns_tokens_by_number():

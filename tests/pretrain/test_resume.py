@@ -21,7 +21,7 @@ from pipeline.run.pretrain import run_pretrain
 SHAPE = EncoderShape("tiny", 3, 8, 2)
 RECIPE = {
     "method": "moco",
-    "backbone": "resnet18",
+    "backbone": "small",
     "steps": 6,
     "batch_size": 4,
     "crop_px": 8,

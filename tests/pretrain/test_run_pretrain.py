@@ -14,7 +14,7 @@ from pipeline.pretrain.dataset import PatchDataset
 from pipeline.run.pretrain import run_pretrain
 from pipeline.store.reader import open_dataset
 
-SHORT = {"steps": 1, "batch_size": 4, "crop_px": 8, "patch_px": 4, "queue": 8}
+SHORT = {"backbone": "small", "steps": 1, "batch_size": 4, "crop_px": 8, "patch_px": 4, "queue": 8}
 
 
 def test_a_masked_autoencoder_learns_and_its_encoder_can_be_loaded(published):

@@ -1,0 +1,113 @@
+"""From a model to a report: baselines beside it, win or lose in plain words."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.errors import RecipeError
+from pipeline.evaluate.report import MODEL, judge
+from pipeline.evaluate.windows import Windows
+from pipeline.run.evaluate import run_evaluate
+from pipeline.run.pretrain import run_pretrain
+
+PRETRAIN = {"backbone": "small", "steps": 2, "batch_size": 4, "crop_px": 8, "queue": 8}
+EVALUATE = {"labels": "labels", "window_px": 8}
+
+
+@pytest.fixture
+def trained(published):
+    loaded = published.recipe(pretrain=PRETRAIN, evaluate=EVALUATE)
+    run_pretrain(loaded, published.store)
+    return published, loaded
+
+
+def test_a_report_has_every_baseline_under_both_probes_and_says_who_wins(trained):
+    published, loaded = trained
+    report = run_evaluate(loaded, published.store, device="cpu")
+    kinds = {"model", "untrained", "image-statistics", "random-filters"}
+    assert {(r.features, r.probe) for r in report.results} == {
+        (kind, probe) for kind in kinds for probe in ("knn", "linear")
+    }
+    assert all(0 <= r.macro.low <= r.macro.value <= r.macro.high <= 1 for r in report.results)
+    assert {c.baseline for c in report.comparisons} == kinds - {"model"}
+    for c in report.comparisons:
+        wanted = "win" if c.difference.low > 0 else "lose" if c.difference.high < 0 else "draw"
+        assert c.verdict == wanted
+
+    stored = json.loads(published.store.get(report.path))
+    assert stored == json.loads(json.dumps(report.to_json()))
+    table = published.store.get(report.path.replace(".json", ".md")).decode()
+    assert table == str(report)
+    assert "random filters (RCF)" in table
+    assert "Transductive" not in table
+
+
+def test_patterns_are_invisible_to_statistics_and_plain_to_filters(trained):
+    """Equal histograms: what tells the classes apart is where values lie."""
+    published, loaded = trained
+    report = run_evaluate(loaded, published.store)
+    linear = {r.features: r.macro for r in report.results if r.probe == "linear"}
+    assert linear["image-statistics"].low < 0.55
+    assert linear["random-filters"].value > 0.95
+
+
+def test_evaluating_twice_gives_the_same_report(trained):
+    published, loaded = trained
+    first, second = (run_evaluate(loaded, published.store) for _ in range(2))
+    assert first == second
+
+
+def test_a_transductive_model_is_called_so(published):
+    pretrain = {**PRETRAIN, "transductive": True, "steps": 1}
+    loaded = published.recipe(pretrain=pretrain, evaluate=EVALUATE)
+    name = run_pretrain(loaded, published.store).model
+    assert "**Transductive**" in str(run_evaluate(loaded, published.store, model=name))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"labels": "image"}, "label products .* are: labels"),
+        ({"labels": "other"}, "label products"),
+        ({"min_label_fraction": 1.0, "window_px": 16}, "no labelled windows"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_explained(trained, wrong, message):
+    published, _ = trained
+    loaded = published.recipe(pretrain=PRETRAIN, evaluate={**EVALUATE, **wrong})
+    with pytest.raises(RecipeError, match=message):
+        run_evaluate(loaded, published.store)
+
+
+def test_without_a_model_or_a_table_the_recipe_must_change(published):
+    loaded = published.recipe(pretrain=PRETRAIN, evaluate=EVALUATE)
+    with pytest.raises(RecipeError, match="no model"):
+        run_evaluate(loaded, published.store)
+    with pytest.raises(RecipeError, match=r"no \[evaluate\] table"):
+        run_evaluate(published.recipe(pretrain=PRETRAIN), published.store)
+
+
+def windows_of(label, part, location):
+    count = len(label)
+    zeros = np.zeros(count, dtype=np.int64)
+    return Windows(zeros, zeros, zeros, label, location, part, 8)
+
+
+def test_a_better_model_wins_a_worse_one_loses_and_an_equal_one_draws():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 300)
+    part = np.repeat(["train", "val", "test"], 100)
+    telling = (label[:, None] * 4 + rng.normal(0, 1, (300, 3))).astype("float32")
+    noise = rng.normal(0, 1, (300, 3)).astype("float32")
+    windows = windows_of(label, part, np.arange(300) // 4)
+
+    def verdicts(mine, other):
+        features = {MODEL: mine, "other": other}
+        return {c.probe: c.verdict for c in judge(features, windows, k=5, seed=0)[1]}
+
+    assert verdicts(telling, noise) == {"knn": "win", "linear": "win"}
+    assert verdicts(noise, telling) == {"knn": "lose", "linear": "lose"}
+    assert verdicts(telling, telling) == {"knn": "draw", "linear": "draw"}
