@@ -1,12 +1,8 @@
 """Read many windows of one asset, decoding each of its compressed blocks once.
 
-Cutting 81 patches from a pixel-interleaved cube one by one decodes every block 16 times. Here all
-windows of an asset are read together: the blocks they touch are listed, their bytes fetched in
+Cutting 81 patches from a pixel-interleaved cube one by one decodes every block many times. Here
+all windows of an asset are read together: the blocks they touch are listed, their bytes fetched in
 merged ranges while earlier ones are decoded, and what a block holds is dealt to every window.
-
-Nothing that the file says is trusted: its first bytes are checked before GDAL sees it, the driver
-is named, side-cars and other files are unreachable, sizes are bounded, and a grid that is not
-north-up with square pixels is refused.
 """
 
 from __future__ import annotations
@@ -19,40 +15,23 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
 from rasterio.windows import Window as GdalWindow
 
 from pipeline.errors import GiveUp
 from pipeline.ports import ByteSource, Stat
-from pipeline.raster.rangefile import NAME, Container, RangeFile
+from pipeline.raster.opening import (
+    MAGIC_BYTES,
+    Facts,
+    describe,
+    environment,
+    open_handle,
+    recognise,
+    translated,
+)
+from pipeline.raster.rangefile import RangeFile
 from pipeline.raster.tiling import Grid, Run, overlap, runs
 from pipeline.raster.windows import Window
-
-#: First bytes of the formats that may be opened, and GDAL's driver for each: TIFF 6.0 section 2,
-#: BigTIFF (magic 43), JPEG 2000 (ISO/IEC 15444-1 annex I.5.1).
-_MAGIC = {
-    b"II*\x00": "GTiff",
-    b"MM\x00*": "GTiff",
-    b"II+\x00": "GTiff",
-    b"MM\x00+": "GTiff",
-    b"\x00\x00\x00\x0cjP  \r\n\x87\n": "JP2OpenJPEG",
-}
-
-#: Nothing beside the asset is looked for. GDAL keeps little of what it decoded, because one call
-#: reads all that is wanted of a block.
-_ENVIRONMENT: dict[str, Any] = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_PAM_ENABLED": False,
-    "GDAL_NUM_THREADS": 1,
-    "GDAL_CACHEMAX": 64 * 2**20,
-}
-
-#: What a file may ask of this process. A Sentinel-2 band has 1.2e8 pixels; a block of
-#: 1024 x 1024 x 224 int16 has 0.44 GiB.
-_MOST_PIXELS = 2**31
-_MOST_BLOCK_BYTES = 2**30
 
 #: Compressed bytes fetched at once, and decoded bytes of one call: at least one block, at most so
 #: much.
@@ -63,6 +42,8 @@ _DECODED_BYTES = 512 * 2**20
 
 #: Read at once where no block is known: TIFF directories, and JPEG 2000 from anywhere in it.
 _PAGE_BYTES = {"GTiff": 2**16, "JP2OpenJPEG": 2**18}
+
+Pixels = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +56,26 @@ class _Piece:
     @property
     def size_bytes(self) -> int:
         return sum(stop - start for start, stop in self.ranges)
+
+
+class _Decoder:
+    """One GDAL handle, and memory that it decodes into again and again."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+        self._memory = np.empty(0, np.uint8)
+
+    def decode(self, indexes: Sequence[int], area: Window, dtype: np.dtype[Any]) -> Pixels:
+        """Return the pixels (band, y, x) of an area; valid until the next call."""
+        shape = (len(indexes), area.height, area.width)
+        size = int(np.prod(shape)) * dtype.itemsize
+        if self._memory.size < size:
+            self._memory = np.empty(size, np.uint8)
+        pixels = self._memory[:size].view(dtype).reshape(shape)
+        window = GdalWindow(area.col, area.row, area.width, area.height)
+        with environment():
+            self.handle.read(list(indexes), window=window, out=pixels)
+        return pixels
 
 
 class AssetRaster:
@@ -107,63 +108,24 @@ class AssetRaster:
     """
 
     def __init__(
-        self,
-        href: str,
-        stat: Stat,
-        file: RangeFile,
-        open_handle: Callable[[], Any],
-        *,
-        threads: int,
+        self, href: str, stat: Stat, file: RangeFile, another: Callable[[], Any], *, threads: int
     ) -> None:
         self.href = href
         self.stat = stat
         self.blocks_touched = 0
         self.blocks_decoded = 0
         self._file = file
-        self._open_handle = open_handle
+        self._another = another
         self._threads = threads
-        with _translated(file, self.name):
-            self._first = open_handle()
-        self._handles = [self._first]
-        self._describe()
-
-    def _describe(self) -> None:
-        """Take over what the file says of itself, as far as it can be used."""
-        first = self._first
-        self.width, self.height, self.count = first.width, first.height, first.count
-        self.nodata: float | None = first.nodata
-        self.block_px: tuple[int, int] = first.block_shapes[0]
-        kinds = set(first.dtypes)
-        if len(kinds) > 1 or np.dtype(first.dtypes[0]).kind not in "iuf":
-            raise GiveUp(f"{self.name} has bands of {', '.join(kinds)}.", failure="not-an-image")
-        self.dtype = np.dtype(first.dtypes[0])
-        self._hides_ranges = first.driver != "GTiff"
-        layout = first.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE", "BAND")
-        # Bands that share a block: all of them, or each has blocks of its own.
-        self._shared = self.count > 1 and (self._hides_ranges or layout == "PIXEL")
-        block_bytes = self._block_bytes(self.count if self._shared else 1)
-        if self.width * self.height > _MOST_PIXELS or block_bytes > _MOST_BLOCK_BYTES:
-            raise GiveUp(
-                f"{self.name} has {self.width} x {self.height} pixels in blocks of {block_bytes} "
-                f"bytes; allowed are {_MOST_PIXELS} pixels and {_MOST_BLOCK_BYTES} bytes.",
-                failure="wrong-size",
-            )
-        self.epsg = self._code_of_crs()
-        turn = first.transform
-        square = abs(turn.a + turn.e) <= 1e-9 * abs(turn.a)
-        if turn.a <= 0 or turn.b or turn.d or not square:
-            raise GiveUp(
-                f"{self.name} is not north-up with square pixels: {tuple(turn)[:6]}.",
-                failure="wrong-grid",
-            )
-        self.x_min_m, self.y_max_m, self.pixel_m = turn.c, turn.f, turn.a
-
-    def _code_of_crs(self) -> int:
-        with _translated(self._file, self.name):
-            code = self._first.crs.to_epsg() if self._first.crs else None
-        if code is None:
-            raise GiveUp(f"{self.name} has no CRS with an EPSG code.", failure="wrong-grid")
-        return int(code)
+        with translated(file, self.name):
+            self._first = another()
+            facts = describe(self._first, self.name)
+        self._decoders = [_Decoder(self._first)]
+        self._facts: Facts = facts
+        self.epsg, self.pixel_m = facts.epsg, facts.pixel_m
+        self.x_min_m, self.y_max_m = facts.x_min_m, facts.y_max_m
+        self.width, self.height, self.count = facts.width, facts.height, facts.count
+        self.dtype, self.nodata, self.block_px = facts.dtype, facts.nodata, facts.block_px
 
     @property
     def name(self) -> str:
@@ -199,7 +161,7 @@ class AssetRaster:
 
     def read(
         self, indexes: Sequence[int], windows: Sequence[Window], *, fill: float
-    ) -> list[NDArray[Any]]:
+    ) -> list[Pixels]:
         """Return the pixels of all windows, decoding each touched block once.
 
         Parameters
@@ -209,7 +171,7 @@ class AssetRaster:
         windows : sequence of Window
             May overlap one another and overhang the raster.
         fill : float
-            What overhanging pixels hold; must fit `dtype`.
+            What overhanging pixels hold; must fit `dtype` if there are any.
 
         Returns
         -------
@@ -224,21 +186,18 @@ class AssetRaster:
             What the source raised.
         """
         self._has(indexes)
-        results = [
-            np.full((len(indexes), window.height, window.width), fill, self.dtype)
-            for window in windows
-        ]
+        results = [self._blank(len(indexes), window, fill) for window in windows]
         grid = Grid(self.width, self.height, self.block_px[1], self.block_px[0])
         touched = grid.touched(windows)
-        at_once = max(1, _CALL_BYTES // self._block_bytes(len(indexes)))
+        at_once = max(1, _CALL_BYTES // self._facts.block_bytes(len(indexes)))
         pieces = [
             _Piece(run, self._ranges(run, indexes)) for run in runs(list(touched), most=at_once)
         ]
 
-        def deal(handle: Any, piece: _Piece) -> None:
+        def deal(decoder: _Decoder, piece: _Piece) -> None:
             """Decode a piece and copy to each window what it wants of it; pieces are disjoint."""
             area = piece.run.window(grid)
-            pixels = self._decode(handle, indexes, area)
+            pixels = decoder.decode(indexes, area, self.dtype)
             for number in {n for block in piece.run.blocks() for n in touched[block]}:
                 shared = overlap(area, windows[number])
                 if shared:
@@ -246,35 +205,33 @@ class AssetRaster:
                     target[...] = pixels[_within(shared, area)]
 
         before = self._file.pinned_reads
-        self._work(pieces, deal, bands=len(indexes))
-        layers = 1 if self._shared else len(set(indexes))
-        self.blocks_touched += len(touched) * layers
-        if self._hides_ranges:
-            self.blocks_decoded += len(touched) * layers
-        else:
-            self.blocks_decoded += self._file.pinned_reads - before
+        with translated(self._file, self.name):
+            self._work(pieces, deal, bands=len(indexes))
+        blocks = len(touched) * (1 if self._facts.shared else len(set(indexes)))
+        decoded = self._file.pinned_reads - before
+        self.blocks_touched += blocks
+        self.blocks_decoded += blocks if self._facts.hides_ranges else decoded
         return results
 
     def _work(
-        self, pieces: list[_Piece], deal: Callable[[Any, _Piece], None], *, bands: int
+        self, pieces: list[_Piece], deal: Callable[[_Decoder, _Piece], None], *, bands: int
     ) -> None:
         """Deal all pieces; the bytes of the next ones are fetched while some are decoded."""
         threads = self._affordable_threads(len(pieces), bands)
-        with _translated(self._file, self.name):
-            while len(self._handles) < threads:
-                self._handles.append(self._open_handle())
-        free: SimpleQueue[Any] = SimpleQueue()
-        for handle in self._handles[:threads]:
-            free.put(handle)
+        while len(self._decoders) < threads:
+            self._decoders.append(_Decoder(self._another()))
+        free: SimpleQueue[_Decoder] = SimpleQueue()
+        for decoder in self._decoders[:threads]:
+            free.put(decoder)
 
         def task(piece: _Piece) -> None:
-            handle = free.get()
+            decoder = free.get()
             try:
-                deal(handle, piece)
+                deal(decoder, piece)
             finally:
-                free.put(handle)
+                free.put(decoder)
 
-        with ThreadPoolExecutor(1, "fetch") as fetcher, ThreadPoolExecutor(threads) as decoders:
+        with ThreadPoolExecutor(1, "fetch") as fetcher, ThreadPoolExecutor(threads) as decoding:
             coming: Future[dict[int, bytes]] | None = None
             batches = list(_batches(pieces))
             for number, batch in enumerate(batches):
@@ -282,28 +239,30 @@ class AssetRaster:
                 if number + 1 < len(batches):
                     coming = fetcher.submit(self._fetch, batches[number + 1])
                 self._file.pin(chunks)
-                for _ in decoders.map(task, batch):
+                for _ in decoding.map(task, batch):
                     pass
         self._file.pin({})
 
     def _affordable_threads(self, pieces: int, bands: int) -> int:
-        held = 2 * self._block_bytes(self.count if self._shared else bands)
+        held = 2 * self._facts.block_bytes(self.count if self._facts.shared else bands)
         return max(1, min(self._threads, pieces, _DECODED_BYTES // held))
 
     def _fetch(self, batch: list[_Piece]) -> dict[int, bytes]:
         return self._file.fetch(span for piece in batch for span in piece.ranges)
 
-    def _decode(self, handle: Any, indexes: Sequence[int], area: Window) -> NDArray[Any]:
-        window = GdalWindow(area.col, area.row, area.width, area.height)
-        with rasterio.Env(**_ENVIRONMENT), _translated(self._file, self.name):
-            pixels: NDArray[Any] = handle.read(list(indexes), window=window)
-        return pixels
+    def _blank(self, bands: int, window: Window, fill: float) -> Pixels:
+        """Return memory for a window; it is filled only where the raster does not cover it."""
+        shape = (bands, window.height, window.width)
+        raster = Window(0, 0, self.width, self.height)
+        if overlap(raster, window) == window:
+            return np.empty(shape, self.dtype)
+        return np.full(shape, fill, self.dtype)
 
     def _ranges(self, run: Run, indexes: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """Return the byte ranges of a run's blocks; none where the format hides them."""
-        if self._hides_ranges:
+        if self._facts.hides_ranges:
             return ()
-        bands = (1,) if self._shared else sorted(set(indexes))
+        bands = (1,) if self._facts.shared else sorted(set(indexes))
         spans = (self._range(col, row, band) for col, row in run.blocks() for band in bands)
         return tuple(span for span in spans if span)
 
@@ -328,9 +287,6 @@ class AssetRaster:
                 f"{self.name} has {self.count} bands; there is no band {absent[0]}.",
                 failure="wrong-size",
             )
-
-    def _block_bytes(self, bands: int) -> int:
-        return self.block_px[0] * self.block_px[1] * self.dtype.itemsize * bands
 
 
 @contextmanager
@@ -358,37 +314,16 @@ def open_asset(
         From the source.
     """
     stat = source.stat(href)
-    head = source.ranges(href, [(0, min(16, stat.size_bytes))])[0]
-    kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
-    if kind not in driver:
-        raise GiveUp(
-            f"{href.split('?')[0]} starts with {head[:8]!r}, which is no {' or '.join(driver)}.",
-            failure="not-an-image",
-        )
+    size = min(MAGIC_BYTES, stat.size_bytes)
+    head = source.ranges(href, [(0, size)])[0] if size else b""
+    kind = recognise(head, driver, href.split("?")[0])
     file = RangeFile(source, href, stat.size_bytes, page_bytes=_PAGE_BYTES[kind])
-    with ExitStack() as stack, rasterio.Env(**_ENVIRONMENT):
+    with ExitStack() as stack, environment():
 
-        def open_handle() -> Any:
-            # INTERNAL: no world file, no side-car; georeference from the file itself.
-            return stack.enter_context(
-                rasterio.open(NAME, driver=kind, opener=Container(file), GEOREF_SOURCES="INTERNAL")
-            )
+        def another() -> Any:
+            return stack.enter_context(open_handle(file, kind))
 
-        yield AssetRaster(href, stat, file, open_handle, threads=threads)
-
-
-@contextmanager
-def _translated(file: RangeFile, name: str) -> Iterator[None]:
-    """Raise what went wrong below GDAL, or name what GDAL could not make sense of."""
-    try:
-        yield
-    except (RasterioError, OSError) as error:
-        if file.failure is not None:
-            raise file.failure from error
-        cause = error.__cause__ or error
-        raise GiveUp(
-            f"{name}: {cause}", failure="truncated" if file.ran_out else "corrupt"
-        ) from error
+        yield AssetRaster(href, stat, file, another, threads=threads)
 
 
 def _batches(pieces: list[_Piece]) -> Iterator[list[_Piece]]:

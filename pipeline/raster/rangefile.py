@@ -49,6 +49,11 @@ class RangeFile:
         self._starts: list[int] = []
         self._lock = Lock()
 
+    def forget_failures(self) -> None:
+        """Start afresh: what failed before does not explain what fails now."""
+        self.failure = None
+        self.ran_out = False
+
     def fetch(self, ranges: Iterable[tuple[int, int]]) -> dict[int, bytes]:
         """Return the bytes of ranges [start, stop) by their start, asking for each once."""
         wanted = sorted(set(ranges))

@@ -38,7 +38,6 @@ _LEAST_BYTES_PER_S = 50_000
 #: Files of servers that ignore ranges are kept whole on disk, so many, none longer than this.
 _WHOLE_KEPT = 2
 _MOST_WHOLE_BYTES = 8 * 2**30
-_CHUNK_BYTES = 2**20
 
 # httpx logs every address at level INFO, with its query: that may be a signature.
 logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -199,7 +198,7 @@ def _empty(href: str, response: httpx.Response) -> Answer:
 def _body(response: httpx.Response, size_bytes: int, timeout_s: float) -> Iterator[bytes]:
     """Yield the body, as long as it comes at a speed that leads somewhere."""
     due = time.monotonic() + timeout_s + size_bytes / _LEAST_BYTES_PER_S
-    for chunk in response.iter_raw(_CHUNK_BYTES):
+    for chunk in response.iter_raw():
         yield chunk
         if time.monotonic() > due:
             raise httpx.ReadTimeout("the body comes too slowly")

@@ -47,6 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    block_on_close = False
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -104,10 +105,10 @@ def drip(handler: _Handler) -> None:
     handler.send_header("Content-Range", f"bytes 0-65535/{len(DATA)}")
     handler.send_header("Content-Length", "65536")
     handler.end_headers()
-    for _ in range(100):
+    for _ in range(200):
         handler.wfile.write(b"x")
         handler.wfile.flush()
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def silence(handler: _Handler) -> None:
@@ -225,10 +226,12 @@ def test_a_failure_that_stays_has_its_class(
     monkeypatch.setattr("pipeline.sources.http._LEAST_BYTES_PER_S", 10**7)
     server.always = fault
     source = open_source(_provider(timeout_s=0.3), attempts=2)
+    start = time.monotonic()
     with pytest.raises(TryAgain) as caught:
         source.stat(server.href)
     assert caught.value.failure == failure
     assert source.requests == 2
+    assert time.monotonic() - start < 5
 
 
 def test_short_reads_in_every_attempt_mean_truncated(server: _Server) -> None:
