@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import GiveUp, RecipeError
-from pipeline.ports import ObjectStore
+from pipeline.ports import ObjectStore, Query
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Location, Scene, Unusable
 from pipeline.run.spool import Spool
 from pipeline.sources.local import local_items
 from pipeline.sources.providers import Provider, check_href, load_provider
 from pipeline.sources.stac import Catalogue
-from pipeline.stages.search import UNASKED, Query, normalise, queries, version_of
+from pipeline.stages.newest import version_of
+from pipeline.stages.search import UNASKED, normalise, queries
 from pipeline.store.layout import LOCATIONS, SCENES, claim, numbered
 from pipeline.store.tables import append, from_rows, next_number, read_all, write_table
 

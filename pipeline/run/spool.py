@@ -11,7 +11,7 @@ from typing import Self
 import pyarrow.parquet as pq
 
 from pipeline.records import Scene, Unusable
-from pipeline.stages.search import Newest, deduplicate
+from pipeline.stages.newest import Newest, deduplicate
 from pipeline.store.tables import from_rows, to_rows
 
 #: Scenes in memory at once, and in one table of the root.

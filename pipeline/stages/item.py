@@ -76,7 +76,9 @@ class Facts:
 
     def raw(self, word: str) -> Any:
         """Return what the item says, uncut; None if it says nothing."""
-        source = self._facts.properties.get(word, "")
+        source = self._facts.properties.get(word)
+        if source is None:
+            return None
         if source.startswith("="):
             return source[1:]
         return self._item.get("id") if source == "id" else self.properties.get(source)

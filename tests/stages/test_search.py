@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 
 from pipeline.errors import RecipeError
+from pipeline.ports import Query
 from pipeline.products.catalogue import load_product
 from pipeline.recipe import LoadedRecipe, Recipe
 from pipeline.records import Scene, Unusable
-from pipeline.stages.search import Query, deduplicate, normalise, queries, version_of
+from pipeline.stages.newest import deduplicate, version_of
+from pipeline.stages.search import normalise, queries
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="real data (../shared/data) not here")
