@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import RecipeError
+from pipeline.ports import ObjectStore
 from pipeline.recipe import Grid, LoadedRecipe, Scenes, Uniform, load_recipe
-from pipeline.simulate.archive import ArchiveReport, Region, make_archive
+from pipeline.run.publish import run_publish
 from pipeline.simulate.shards import ShardsReport, write_shards
 from pipeline.stages.slots import slots_of
 from pipeline.store.objects import open_store
 from pipeline.watch.progress import Progress
+
+if TYPE_CHECKING:
+    from pipeline.simulate.archive import ArchiveReport, Region
 
 #: Scenes of which less lies in the recipe's region are not made: they would add little but time.
 _LEAST_SHARE = 0.1
@@ -45,13 +50,11 @@ def run_simulate(
     loaded = load_recipe(recipe)
     if shards is not None:
         progress.start("simulate shards", shards)
-        return write_shards(
-            open_store(folder), loaded, locations=shards, seed=seed, advance=progress.advance
-        )
-    products = [
-        key for key, wish in loaded.wishes.items() if wish.provider == "simulated"
-    ]
+        return simulate_shards(open_store(folder), loaded, locations=shards, seed=seed)
+    products = [key for key, wish in loaded.wishes.items() if wish.provider == "simulated"]
     slots = slots_of(loaded.recipe.slots, settling_days=0, cutoff=None)
+    from pipeline.simulate.archive import make_archive
+
     progress.start("simulate scenes")
     return make_archive(
         Path(folder),
@@ -63,6 +66,15 @@ def run_simulate(
         least_share=_LEAST_SHARE,
         advance=progress.advance,
     )
+
+
+def simulate_shards(
+    store: ObjectStore, loaded: LoadedRecipe, *, locations: int, seed: int = 0
+) -> ShardsReport:
+    """Fill a new root with simulated patches, and publish them."""
+    report = write_shards(store, loaded, locations=locations, seed=seed)
+    run_publish(loaded, store)
+    return report
 
 
 def _region(loaded: LoadedRecipe) -> Region:

@@ -58,6 +58,13 @@ def weather_hour(when: datetime) -> int:
     return int((when - _EPOCH).total_seconds() // 3600)
 
 
+def is_fair(zone: int, when: datetime, seed: int) -> bool:
+    """Whether there is no cloud and no cirrus anywhere in a zone at that hour."""
+    place = Place(zone, np.zeros(1, np.int64), np.zeros(1, np.int64), seed)
+    hour = weather_hour(when)
+    return min(_of_weather(levels, place, hour) for levels in (_CLOUD_FROM, _CIRRUS_FROM)) > 65_535
+
+
 def sky(place: Place, when: datetime) -> Sky:
     """Compute the sky at pixel centres; a pure function of place and hour."""
     hour = weather_hour(when)

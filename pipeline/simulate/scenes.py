@@ -8,6 +8,7 @@ cannot hold, bands that a processor leaves out, nothing beyond the swath.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,9 @@ from pipeline.products.catalogue import FILL_INT16, LEGEND, Band, Product
 from pipeline.simulate.ground import View, band_values, codes
 from pipeline.simulate.landscape import WHOLE, Landscape
 from pipeline.simulate.noise import Place, below
-from pipeline.simulate.orbits import Scene
+
+if TYPE_CHECKING:  # orbits need pyproj and shapely; what is here needs numpy only
+    from pipeline.simulate.orbits import Scene
 
 #: EnMAP bands (1-based) without data, by processor version: 127-141 and 161-167 in a product of
 #: 01.01.10, 130-135 in one of 01.03.02 (both real); the versions here stand for before and after.
@@ -52,27 +55,32 @@ def enmap_values(scene: Scene, product: Product, view: View) -> npt.NDArray[np.i
 
 
 def enmap_layers(scene: Scene, view: View) -> dict[str, npt.NDArray[np.uint8]]:
-    """Return the quality layers, each of shape (y, x).
+    """Return the quality layers as delivered, each of shape (y, x).
 
-    Classes are 1 land, 2 water, 3 outside the scene; where that is, the others are 0, which there
-    does not mean clear.
+    Classes are 3 outside the scene; where that is, the others are 0, which there does not mean
+    clear.
     """
-    seen, sky = scene.seen(view.place), view.sky
-    land = np.where(view.land.water, 2, 1)
+    seen = scene.seen(view.place)
+    outside = {"classes": _BACKGROUND}
+    return {
+        name: np.where(seen, layer, outside.get(name, 0)).astype(np.uint8)
+        for name, layer in enmap_quality(view).items()
+    }
+
+
+def enmap_quality(view: View) -> dict[str, npt.NDArray[np.uint8]]:
+    """Return the quality layers of a view, each of shape (y, x); classes 1 land, 2 water."""
+    sky = view.sky
     layers = {
-        "classes": np.where(seen, land, _BACKGROUND),
+        "classes": np.where(view.land.water, 2, 1),
         "cloud": sky.covered,
         "cloudshadow": sky.shadow,
         "haze": sky.haze,
         "cirrus": sky.cirrus_class,
         "snow": view.snowy & ~sky.covered,
-        "testflags": np.zeros(seen.shape),
+        "testflags": np.zeros(view.place.shape),
     }
-    outside = {"classes": _BACKGROUND}
-    return {
-        name: np.where(seen, layer, outside.get(name, 0)).astype(np.uint8)
-        for name, layer in layers.items()
-    }
+    return {name: layer.astype(np.uint8) for name, layer in layers.items()}
 
 
 def defective(scene: Scene, product: Product, place: Place) -> npt.NDArray[np.uint8]:
@@ -111,18 +119,31 @@ def delivered_offset(scene: Scene, product: Product) -> int:
 
 
 def scene_classes(scene: Scene, product: Product, view: View) -> npt.NDArray[np.uint8]:
-    """Return Sentinel-2's scene classification, shape (y, x), in agreement with the truth."""
+    """Return the scene classification as delivered, shape (y, x); 0 outside the swath."""
+    return np.where(scene.seen(view.place), classified(product, view), 0).astype(np.uint8)
+
+
+def classified(product: Product, view: View) -> npt.NDArray[np.uint8]:
+    """Return Sentinel-2's classes of a view, shape (y, x), in agreement with the truth."""
     code = codes(view)
     red, infrared = band_values(view, product, [product.band(name) for name in _NDVI_BANDS])
-    green = 2 * infrared > 3 * red  # NDVI above 0.2
-    classes = np.where(green, 4, 5)
+    classes = np.where(2 * infrared > 3 * red, 4, 5)  # NDVI above 0.2: vegetation
     classes[code == LEGEND["water"]] = 6
     classes[code == LEGEND["snow"]] = 11
     classes[code == LEGEND["thin-cloud"]] = 10
     classes[code == LEGEND["cloud-shadow"]] = 3
     classes[code == LEGEND["cloud"]] = 8
     classes[view.sky.cloud >= WHOLE * 7 // 8] = 9
-    return np.where(scene.seen(view.place), classes, 0).astype(np.uint8)
+    return classes.astype(np.uint8)
+
+
+def quality_layers(product: Product, view: View) -> dict[str, npt.NDArray[np.uint8]]:
+    """Return the quality layers of a view by the names of the product file; none: no layers."""
+    if product.id == "enmap-l2a":
+        return enmap_quality(view)
+    if product.id == "sentinel-2-l2a":
+        return {"scl": classified(product, view)}
+    return {}
 
 
 def _numbers(version: str) -> tuple[int, ...]:
