@@ -99,8 +99,9 @@ def _done(store: ObjectStore, plans: list[int]) -> pa.Table:
 
 def _keys(table: pa.Table) -> pa.ChunkedArray:
     """Return what patches are known by, as one string each."""
-    parts = [table.column(name).cast(pa.large_string()) for name in KEY]
-    return pc.binary_join_element_wise(*parts, "\t")
+    large = pa.large_string()
+    parts = [table.column(name).cast(large) for name in KEY]
+    return pc.binary_join_element_wise(*parts, pa.scalar("\t", large))
 
 
 def _whole(store: ObjectStore, wanted: pa.ChunkedArray) -> pa.Table:
