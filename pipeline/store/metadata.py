@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.store.codec import BLOCK_BYTES
+
 #: Dimensions of every coordinate of a product's group. (`band` names a dimension, so xarray makes
 #: an index of it; `acquired` is not called `time`, since a 2-D coordinate of that name breaks it.)
 COORDINATE_DIMENSIONS: dict[str, tuple[str, ...]] = {
@@ -76,7 +78,7 @@ def array_metadata(
         "clevel": level,
         "shuffle": "bitshuffle",
         "typesize": itemsize,
-        "blocksize": 0,
+        "blocksize": BLOCK_BYTES,
     }
     sharding = {
         "chunk_shape": [1, 1, *patch],
