@@ -123,6 +123,13 @@ class Windows(_Strict):
     kind: Literal["windows"]
     windows: tuple[Window, ...] = Field(min_length=1, json_schema_extra=EXTENT)
 
+    @model_validator(mode="after")
+    def _distinct(self) -> Windows:
+        names = [window.name for window in self.windows]
+        if len(set(names)) < len(names):
+            raise ValueError(f"every window needs a name of its own (found {', '.join(names)})")
+        return self
+
 
 class _Period(_Strict):
     start: date = Field(json_schema_extra=EXTENT)
