@@ -19,13 +19,13 @@ from pipeline.recipe import LoadedRecipe
 from pipeline.stages.acquisitions import Acquisitions, Lists, Square
 from pipeline.stages.companions import Follower, accompany, follower_of
 from pipeline.stages.ground import Ground
-from pipeline.stages.ragged import Ragged, offsets, spans, starts_of_runs
+from pipeline.stages.ragged import Ragged, offsets, place_in_run, spans, starts_of_runs
 from pipeline.stages.shortlist import SceneList, Shortlist, by_preference, shortlist
 from pipeline.stages.slots import Slot
 
-#: Cells worked on at a time, and the acquisitions listed for them: bounds the memory used.
+#: Cells worked on at a time, and scenes that touch them: bounds the memory used.
 _CELLS = 16_384
-_ENTRIES = 1 << 23
+_ENTRIES = 1 << 21
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -158,25 +158,24 @@ class Group:
         )
 
     def _walk(self, cell: Ints, slot: Ints, squares: Square, lists: list[Lists]) -> _Found:
-        """Offer each open slot its next acquisitions until none wants or has any more."""
-        leading = lists[0]
-        at, left = leading.between(cell, self._first_entry[slot], self._first_entry[slot + 1])
+        """Offer each slot its next acquisitions, until it needs no more or has had all."""
+        at, left = lists[0].between(cell, self._first_entry[slot], self._first_entry[slot + 1])
         need = np.full(len(cell), self._limit)
-        open_, step, rounds = np.flatnonzero(left > 0), 1, []
-        while len(open_):
-            offered = np.minimum(left[open_], need[open_] * step)
-            owner, which = spans(at[open_], offered)
-            at[open_] += offered
-            left[open_] -= offered
-            owner = open_[owner]
+        asking, patience = np.flatnonzero(left), 1
+        rounds: list[_Found] = []
+        while len(asking):
+            offered = np.minimum(left[asking], need[asking] * patience)
+            owner, which = spans(at[asking], offered)
+            at[asking] += offered
+            left[asking] -= offered
+            owner = asking[owner]
             found = self._offer(owner, which, cell[owner], squares, lists)
-            first = starts_of_runs(found.owner)
-            counts = np.diff(np.append(first, len(found.owner)))
-            place = np.arange(len(found.owner)) - np.repeat(first, counts)
-            found = found.take(np.flatnonzero(place < need[found.owner]))
-            need -= np.bincount(found.owner, found.complete, minlength=len(need)).astype(np.int64)
+            found = found.take(np.flatnonzero(place_in_run(found.owner) < need[found.owner]))
+            np.subtract.at(need, found.owner, 1)
             rounds.append(found)
-            open_, step = open_[(need[open_] > 0) & (left[open_] > 0)], step * 2
+            asking = asking[(need[asking] > 0) & (left[asking] > 0)]
+            # Slots that found little will find little: twice as much at a time, few rounds.
+            patience *= 2
         found = _Found.concat(rounds, self.products)
         return found.take(np.argsort(found.owner, kind="stable"))
 

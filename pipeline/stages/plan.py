@@ -26,7 +26,7 @@ from pipeline.stages.candidates import Chosen, Group
 from pipeline.stages.ground import Ground, ground_of
 from pipeline.stages.growth import Past, nested, past_of
 from pipeline.stages.packing import Packed, pack, patch_bytes
-from pipeline.stages.ragged import offsets, spans, starts_of_runs
+from pipeline.stages.ragged import offsets, place_in_run, spans
 from pipeline.stages.shortlist import SceneList, list_scenes
 from pipeline.stages.slots import Slot, slots_of
 
@@ -223,8 +223,7 @@ def _rows(wanted: Sequence[_Wanted], packed: Packed) -> Iterator[_Rows]:
         mine = (packed.order >= first[number]) & (packed.order < first[number + 1])
         row = packed.order[mine] - first[number]
         shard, sample = packed.shard[mine], packed.sample[mine]
-        runs = starts_of_runs(shard, sample)
-        time = np.arange(len(row)) - np.repeat(runs, np.diff(np.append(runs, len(row))))
+        time = place_in_run(shard, sample)
         for product in part.products:
             yield _Rows(part, product, row, shard, sample, time)
 

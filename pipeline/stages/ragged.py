@@ -54,6 +54,13 @@ def starts_of_runs(*keys: Ints) -> Ints:
     return np.flatnonzero(new)
 
 
+def place_in_run(*keys: Ints) -> Ints:
+    """Return how many rows with the same keys stand before each, in arrays sorted by them."""
+    first = starts_of_runs(*keys)
+    length = len(keys[0])
+    return np.arange(length) - np.repeat(first, np.diff(np.append(first, length)))
+
+
 def codes_of(*keys: Ints) -> tuple[Ints, int]:
     """Number the distinct rows of some integer columns, from 0 in sorted order.
 
