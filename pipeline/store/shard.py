@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import TypeAdapter
 
 from pipeline.errors import RecipeError
 from pipeline.ports import ObjectStore
@@ -75,15 +76,15 @@ class ArraySpec:
         return len(self.bands), self.size_px, self.size_px
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values; NaN becomes the text `NaN`."""
-        values = asdict(self)
-        return {**values, "fill": "NaN" if np.isnan(self.fill) else self.fill}
+        """Return JSON values: equal specs give equal text, whether 10 or 10.0 was given."""
+        values = asdict(self) | {k: float(getattr(self, k)) for k in ("scale", "offset", "pixel_m")}
+        values["wavelength_nm"] = [None if w is None else float(w) for w in self.wavelength_nm]
+        return values | {"fill": "NaN" if np.isnan(self.fill) else float(self.fill)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ArraySpec:
-        """Rebuild what `to_json` returned."""
-        lists = {key: tuple(values[key]) for key in ("bands", "wavelength_nm")}
-        return cls(**{**values, **lists, "fill": float(values["fill"])})
+        """Rebuild what `to_json` returned; `ValueError` if it is something else."""
+        return TypeAdapter(cls).validate_python(values)
 
 
 @dataclass(frozen=True, slots=True)

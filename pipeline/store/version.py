@@ -10,6 +10,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from pipeline.errors import IntegrityError, RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.store import layout
@@ -83,19 +85,15 @@ class Version:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
-        values = asdict(self)
-        values["specs"] = [spec.to_json() for spec in self.specs.values()]
-        return {**values, "format": layout.FORMAT}
+        specs = [spec.to_json() for spec in self.specs.values()]
+        return {**asdict(self), "specs": specs, "format": layout.FORMAT}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Version:
-        """Rebuild what `to_json` returned; `KeyError`, `TypeError` or `ValueError` if it is not."""
-        values = dict(values)
-        values.pop("format")
-        specs = (ArraySpec.from_json(spec) for spec in values["specs"])
-        values["specs"] = {spec.product: spec for spec in specs}
-        values["shards"] = tuple(_entry(entry) for entry in values["shards"])
-        return cls(**values)
+        """Rebuild what `to_json` returned; `ValueError` if it is something else."""
+        specs = TypeAdapter(list[ArraySpec]).validate_python(values.get("specs"))
+        whole = {**values, "specs": {spec.product: spec for spec in specs}}
+        return TypeAdapter(cls).validate_python(whole)
 
 
 def numbers(store: ObjectStore) -> list[int]:
@@ -130,14 +128,6 @@ def read_version(store: ObjectStore, number: int | None = None) -> Version:
         )
     try:
         return Version.from_json(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise IntegrityError(f"{key} in {store.url} is no manifest: {error!r}.") from error
-
-
-def _entry(values: dict[str, Any]) -> ShardEntry:
-    layout.parse_shard(values["shard"])
-    extents = {
-        product: Extent(**{**extent, "images": tuple(extent["images"])})
-        for product, extent in values["extents"].items()
-    }
-    return ShardEntry(**{**values, "extents": extents})
+    except ValidationError as error:
+        text = str(error).splitlines()[0]
+        raise IntegrityError(f"{key} in {store.url} is no manifest: {text}.") from error

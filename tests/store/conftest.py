@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -257,10 +258,18 @@ def ledger_row(
     )
 
 
+@pytest.fixture(scope="session")
+def _built(tmp_path_factory: pytest.TempPathFactory) -> Root:
+    folder = tmp_path_factory.mktemp("small")
+    return build(str(folder / "root"), folder)
+
+
 @pytest.fixture
-def small(tmp_path: Path) -> Root:
-    """A data set with everything but a version."""
-    return build(str(tmp_path / "root"), tmp_path)
+def small(_built: Root, tmp_path: Path) -> Root:
+    """A data set with everything but a version; a copy, so tests may damage it."""
+    url = str(tmp_path / "root")
+    shutil.copytree(_built.url, url)
+    return replace(_built, url=url, store=open_store(url))
 
 
 @pytest.fixture(scope="session")
