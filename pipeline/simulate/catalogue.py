@@ -325,7 +325,7 @@ def _from_query(query: Mapping[str, str]) -> dict[str, Any]:
         if key in wish:
             wish[key] = wish[key].split(",")
     if "bbox" in wish:
-        wish["bbox"] = [float(part) for part in _floats(wish["bbox"])]
+        wish["bbox"] = _floats(wish["bbox"])
     if "intersects" in wish:
         wish["intersects"] = json.loads(wish["intersects"])
     return wish

@@ -7,12 +7,11 @@ that trains can make its own test data.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from math import ceil, floor, isqrt
+from datetime import datetime
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -24,23 +23,31 @@ from pipeline.products.catalogue import LEGEND, Product, lattice
 from pipeline.raster.masks import decode, native_dtype, pack
 from pipeline.raster.statistics import moments
 from pipeline.recipe import LoadedRecipe
-from pipeline.records import LedgerRow, Location, PlannedPatch, Scene
-from pipeline.simulate.clouds import is_fair, sun
-from pipeline.simulate.globe import lon_lat, square_wkb
+from pipeline.records import LedgerRow, Location, Scene
 from pipeline.simulate.ground import pixel_centres, reflectance, view
 from pipeline.simulate.landscape import landscape
 from pipeline.simulate.noise import Place
+from pipeline.simulate.plans import (
+    PLAN,
+    ZONE,
+    Times,
+    block_of_cells,
+    fair_times,
+    per_shard,
+    planned,
+    scene_id,
+    scenes_of,
+    write_plan,
+)
 from pipeline.simulate.scenes import quality_layers
-from pipeline.stages.slots import Slot, slots_of
+from pipeline.stages.slots import Slot
 from pipeline.store import layout
 from pipeline.store.commit import Commit, write_commit
 from pipeline.store.shard import ArraySpec, Encoded, ShardWriter, encode_patch, store_shard
-from pipeline.store.tables import append, create_same, encode_table, from_rows
+from pipeline.store.tables import append, from_rows
 
-#: Where the block of cells begins: zone, easting, northing (Brandenburg, where the demo is).
-_ZONE, _CORNER_M = 33, (300_000, 5_700_000)
 _THREADS = 2
-_PLAN = 1
+_KNOWN = {"enmap-l2a", "sentinel-2-l2a", "simulated-labels"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,166 +90,28 @@ def write_shards(
     """
     if next(iter(store.list()), None) is not None:
         raise RecipeError(f"{store.url} is not empty; simulated shards need a new root.")
+    unknown = set(loaded.products) - _KNOWN
+    if unknown:
+        raise RecipeError(
+            f"recipe {loaded.name}: cannot simulate {', '.join(sorted(unknown))}; products that "
+            f"can be: {', '.join(sorted(_KNOWN))}."
+        )
     layout.claim(store, loaded)
-    cells = _cells(loaded, locations)
-    times = _times(loaded, seed)
-    patches = _planned(loaded, cells, times)
-    scenes = _scenes(loaded, times)
+    cells = block_of_cells(loaded, locations)
+    times = fair_times(loaded, seed)
+    patches = planned(loaded, cells, times)
+    scenes = scenes_of(loaded, times)
     append(store, layout.LOCATIONS, from_rows(cells, Location), Location)
     append(store, layout.SCENES, from_rows(scenes, Scene), Scene)
-    digest = _write_plan(store, loaded, patches, scenes)
+    digest = write_plan(store, loaded, patches, scenes)
     size_bytes = 0
-    per_shard = _per_shard(loaded, len(times))
-    for number, first in enumerate(range(0, len(cells), per_shard)):
-        here = cells[first : first + per_shard]
+    share = per_shard(loaded, len(times))
+    for number, first in enumerate(range(0, len(cells), share)):
+        here = cells[first : first + share]
         size_bytes += _write_shard(store, loaded, number, here, times, seed, digest)
         if advance is not None:
             advance(len(here))
-    return ShardsReport(len(cells), len(patches), ceil(len(cells) / per_shard), size_bytes)
-
-
-# --- what is where and when -----------------------------------------------------------------------
-
-
-def _cells(loaded: LoadedRecipe, count: int) -> list[Location]:
-    """Return a square block of cells of the recipe's lattice."""
-    grid, size = loaded.lattice, loaded.recipe.cell.size_px
-    size_m, side = loaded.cell_m, isqrt(count - 1) + 1
-    first_col = floor((_CORNER_M[0] - grid.x_phase_m) / size_m)
-    first_row = floor((_CORNER_M[1] - grid.y_phase_north_m) / size_m)
-    cells = []
-    for index in range(count):
-        col, row = first_col + index % side, first_row + index // side
-        x_min_m = grid.x_phase_m + col * size_m
-        y_max_m = grid.y_phase_north_m + (row + 1) * size_m
-        lon, lat = lon_lat(_ZONE, x_min_m + size_m / 2, y_max_m - size_m / 2)
-        cells.append(
-            Location(
-                location=f"{_ZONE}N-{grid.id}-{size}-{col:05d}-{row:05d}",
-                index=index,
-                zone=f"{_ZONE}N",
-                epsg=32600 + _ZONE,
-                x_min_m=x_min_m,
-                y_max_m=y_max_m,
-                size_m=size_m,
-                lon_deg=lon,
-                lat_deg=lat,
-                stratum="simulated",
-                geometry=square_wkb(_ZONE, x_min_m, y_max_m, size_m),
-            )
-        )
-    return cells
-
-
-def _times(loaded: LoadedRecipe, seed: int) -> list[tuple[Slot, datetime]]:
-    """Return for each slot the first fair hour at nine from its middle on."""
-    times = []
-    for slot in slots_of(loaded.recipe.slots, settling_days=0, cutoff=None):
-        when = slot.middle.replace(hour=9, minute=30, second=0, microsecond=0)
-        while not is_fair(_ZONE, when, seed):
-            when += timedelta(days=1)
-        times.append((slot, when))
-    return times
-
-
-def _scene_id(product: str, when: datetime) -> str:
-    return f"{product}/simulated-{when:%Y%m%dT%H%M%S}/all"
-
-
-def _scenes(loaded: LoadedRecipe, times: list[tuple[Slot, datetime]]) -> list[Scene]:
-    """Return one scene without files for each product and time: it stands for what was seen."""
-    elevation = {when: sun(_ZONE, _CORNER_M[1], when)[0] for _, when in times}
-    return [
-        Scene(
-            scene=_scene_id(product, when),
-            product=product,
-            provider="simulated",
-            item=f"{product}-{when:%Y%m%dT%H%M%S}",
-            datatake=f"simulated-{when:%Y%m%dT%H%M%S}",
-            tile="all",
-            acquired=when,
-            baseline="",
-            offset_add=0,
-            cloud_percent=0.0,
-            sun_elevation_deg=elevation[when],
-            epsg=32600 + _ZONE,
-            x_min_m=200_000.0,
-            y_min_m=0.0,
-            x_max_m=800_000.0,
-            y_max_m=9_000_000.0,
-            geometry=square_wkb(_ZONE, *_CORNER_M, 1000.0),
-            assets=[],
-        )
-        for product in loaded.products
-        for _, when in times
-    ]
-
-
-def _planned(
-    loaded: LoadedRecipe, cells: list[Location], times: list[tuple[Slot, datetime]]
-) -> list[PlannedPatch]:
-    per_shard = _per_shard(loaded, len(times))
-    patches = [
-        PlannedPatch(
-            shard=cell.index // per_shard,
-            sample=cell.index % per_shard,
-            time=time,
-            location=cell.location,
-            product=product,
-            slot=slot.id,
-            group=loaded.leader[product],
-            candidates=[[_scene_id(product, when)]],
-            epsg=cell.epsg,
-            x_min_m=cell.x_min_m,
-            y_max_m=cell.y_max_m,
-            size_m=cell.size_m,
-            lon_deg=cell.lon_deg,
-            lat_deg=cell.lat_deg,
-        )
-        for cell in cells
-        for product in loaded.products
-        for time, (slot, when) in enumerate(times)
-    ]
-    return sorted(patches, key=lambda p: (p.shard, p.product, p.sample, p.time))
-
-
-def _per_shard(loaded: LoadedRecipe, times: int) -> int:
-    """Return how many locations fill a shard."""
-    patch_bytes = sum(
-        len(loaded.bands(key)) * loaded.size_px(key) ** 2 * np.dtype(facts.stored_dtype).itemsize
-        for key, facts in loaded.products.items()
-    )
-    return max(1, int(loaded.recipe.shards.shard_mb * 1e6) // (patch_bytes * times))
-
-
-def _write_plan(
-    store: ObjectStore, loaded: LoadedRecipe, patches: list[PlannedPatch], scenes: list[Scene]
-) -> str:
-    """Write the lock and return the digest of its table."""
-    shards = [patch.shard for patch in patches]
-    table = encode_table(from_rows(patches, PlannedPatch), row_groups=np.bincount(shards).tolist())
-    named = encode_table(from_rows(scenes, Scene))
-    digest = hashlib.sha256(table).hexdigest()
-    create_same(store, layout.plan(_PLAN), table)
-    create_same(store, layout.plan_scenes(_PLAN), named)
-    header = {
-        "format": layout.FORMAT,
-        "number": _PLAN,
-        "identity": loaded.identity,
-        "recipe": loaded.dump(),
-        "cutoff": None,
-        "shards": max(shards) + 1,
-        "patches": len(patches),
-        "scenes": len(scenes),
-        "bytes": 0,
-        "patches_sha256": digest,
-        "scenes_sha256": hashlib.sha256(named).hexdigest(),
-    }
-    create_same(store, layout.plan_header(_PLAN), layout.dump_json(header))
-    return digest
-
-
-# --- pixels ---------------------------------------------------------------------------------------
+    return ShardsReport(len(cells), len(patches), ceil(len(cells) / share), size_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +127,7 @@ def _write_shard(
     loaded: LoadedRecipe,
     number: int,
     cells: list[Location],
-    times: list[tuple[Slot, datetime]],
+    times: Times,
     seed: int,
     plan_digest: str,
 ) -> int:
@@ -287,19 +156,19 @@ def _write_shard(
             epsg=[cell.epsg for cell in cells],
             x_origin_m=[x for x, _ in corners],
             y_origin_m=[y for _, y in corners],
-            scene=[[_scene_id(key, when) for _, when in times]] * len(cells),
+            scene=[[scene_id(key, when) for _, when in times]] * len(cells),
             acquired=np.array(
                 [[np.datetime64(when.replace(tzinfo=None), "us") for _, when in times]] * len(cells)
             ),
         )
-    name = layout.shard_name(_PLAN, number)
+    name = layout.shard_name(PLAN, number)
     objects = store_shard(store, layout.shard_folder(name, 1), writer)
     write_commit(
         store,
         Commit(
             shard=name,
             revision=1,
-            plan=_PLAN,
+            plan=PLAN,
             identity=loaded.identity,
             plan_digest=plan_digest,
             objects=objects,
@@ -344,7 +213,7 @@ def _patch(
     x_min_m, y_max_m = _corner(facts, spec.pixel_m, cell)
     step = (np.arange(spec.size_px) + 0.5) * spec.pixel_m
     place = Place(
-        _ZONE,
+        ZONE,
         np.floor(x_min_m + step).astype(np.int64),
         np.floor(y_max_m - step).astype(np.int64),
         seed,
@@ -364,7 +233,7 @@ def _patch(
         reason="",
         detail="",
         rank=0,
-        scenes=[_scene_id(spec.product, when)],
+        scenes=[scene_id(spec.product, when)],
         acquired=when,
         clear_fraction=1.0,
         valid_fraction=1.0,
