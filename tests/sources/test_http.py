@@ -13,11 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import given
 from hypothesis import strategies as st
+from rasterio.transform import Affine
 
 from pipeline.errors import GiveUp, TryAgain
 from pipeline.ports import ByteSource
+from pipeline.raster.blocks import open_asset
+from pipeline.raster.windows import Window
 from pipeline.sources import limits as limits_module
 from pipeline.sources.http import open_source
 from pipeline.sources.limits import Limits
@@ -193,6 +197,27 @@ def test_a_server_without_ranges_is_asked_once(server: _Server) -> None:
     far = [(1_000_000, 1_000_100), (10, 20)]
     assert source.ranges(server.href, far) == [DATA[start:stop] for start, stop in far]
     assert source.requests == 1
+
+
+def test_windows_of_a_cog_cost_one_request_for_each_place(server: _Server, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 3000, (1, 2048, 2048)).astype(np.int16)
+    path = tmp_path / "a.tif"
+    profile = {"driver": "COG", "count": 1, "width": 2048, "height": 2048, "dtype": "int16"}
+    grid = {"crs": "EPSG:32633", "transform": Affine(10, 0, 300000, 0, -10, 5800020)}
+    options = {"compress": "deflate", "blocksize": 256, "overviews": "NONE"}
+    with rasterio.open(path, "w", **profile, **grid, **options) as file:
+        file.write(pixels)
+    server.always = part(path.read_bytes())
+    source = _source()
+    # Two places far apart in the file, three windows each.
+    windows = [Window(x, y, 200, 100) for y in (10, 1900) for x in (0, 210, 420)]
+    with open_asset(source, server.href) as asset:
+        found = asset.read([1], windows, fill=0)
+        assert asset.blocks_touched == asset.blocks_decoded == 6
+    for window, patch in zip(windows, found, strict=True):
+        rows, cols = slice(window.row, window.row + 100), slice(window.col, window.col + 200)
+        np.testing.assert_array_equal(patch[0], pixels[0, rows, cols])
+    assert len(server.seen) == 3
 
 
 # --- what fails in passing ---------------------------------------------------------------------
