@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,10 @@ from pipeline.store.commit import Commit, write_commit
 from pipeline.store.objects import open_store
 from pipeline.store.shard import ArraySpec, ShardWriter, encode_patch, store_shard
 from pipeline.store.tables import append, create_same, from_rows, write_table
+
+# Threads of torch and BLAS wait in a spin: where tests run side by side that costs nine tenths of
+# the time (measured on 2 busy cores). Read when they are loaded, here and in child processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A slow machine is no failure of a law.
 settings.register_profile("terrashard", deadline=None)

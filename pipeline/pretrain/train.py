@@ -160,7 +160,7 @@ def train(
             torch.manual_seed(_seed(settings.seed, "layers", run.step))
             random = torch.Generator().manual_seed(_seed(settings.seed, "views", run.step))
 
-            seen = [normaliser(b.to(device), m.to(device)) for b, m in zip(*batch, strict=True)]
+            seen = [normaliser(*_on(device, view)) for view in zip(*batch, strict=True)]
             views = [augmentation(view, random) for view in seen]
             with torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16"):
                 learned: Learned = run.method(views, random)
@@ -195,6 +195,11 @@ def choose_device(wanted: str) -> torch.device:
     if wanted == "cpu" or (wanted.split(":")[0] == "cuda" and torch.cuda.is_available()):
         return torch.device(wanted)
     raise RecipeError(f"device {wanted!r} is not here; use `auto`, `cpu`, or `cuda` with a GPU.")
+
+
+def _on(device: torch.device, stored: Iterable[Tensor]) -> list[Tensor]:
+    """Copy to a device; page-locked memory is copied while the device still works."""
+    return [part.to(device, non_blocking=True) for part in stored]
 
 
 def _row(step: int, learned: Learned, rate: float) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Small encoders, and one thread: these tests are about laws, not about speed."""
+"""Small encoders: these tests are about laws, not about speed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pipeline.pretrain.methods.method import View
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
