@@ -60,12 +60,12 @@ def harmonise(delivered: NDArray[Any], *, product: Product, offset_add: int) -> 
     """
     fill = _not_seen(delivered, product.nodata)
     saturated = _equal(delivered, product.saturated)
-    saturated &= ~fill
+    np.copyto(saturated, False, where=fill)
     if product.stored_dtype == "float32":
         stored = delivered.astype(np.float32)
         if offset_add:
             stored += np.float32(offset_add)
-        stored[fill] = product.fill
+        np.copyto(stored, product.fill, where=fill)
         return Harmonised(stored, fill, saturated)
     whole = _whole(delivered, fill, product)
     if offset_add:
@@ -82,7 +82,7 @@ def harmonise(delivered: NDArray[Any], *, product: Product, offset_add: int) -> 
             )
         saturated |= cut
     stored = whole.astype(product.stored_dtype)
-    stored[fill] = product.fill
+    np.copyto(stored, int(product.fill), where=fill)
     return Harmonised(stored, fill, saturated)
 
 
@@ -125,7 +125,7 @@ def _whole(delivered: NDArray[Any], fill: NDArray[np.bool_], product: Product) -
 def _cut_to(
     whole: NDArray[Any], least: int, most: int
 ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """Return the values cut to a range, and where that changed them (None: nowhere can it)."""
+    """Return the values cut to a range, and where that changed them (None: nowhere)."""
     kind = np.iinfo(whole.dtype)
     if kind.min >= least and kind.max <= most:
         return whole, None
@@ -134,7 +134,7 @@ def _cut_to(
         cut |= whole < least
     if kind.max > most:
         cut |= whole > most
-    if cut.any():
-        low, high = max(least, int(kind.min)), min(most, int(kind.max))
-        whole = np.clip(whole, low, high)
-    return whole, cut
+    if not cut.any():
+        return whole, None
+    low, high = max(least, int(kind.min)), min(most, int(kind.max))
+    return np.clip(whole, low, high), cut

@@ -86,12 +86,16 @@ def merge(a: Moments, b: Moments) -> Moments:
 def _centred(values: NDArray[Any]) -> tuple[float, float]:
     """Return mean and sum of squared deviations of a non-empty vector.
 
-    Deviations are taken from a whole number near the mean, so that integers stay integers.
+    Deviations are taken from a whole number near the mean, so that those of integers are integers
+    and no digit is lost whatever the order of summation.
     """
-    near = np.rint(values.mean(dtype=np.float64))
     apart = values.astype(np.float64)
+    sum_of_all = float(apart.sum())
+    near = np.rint(sum_of_all / values.size)
     apart -= near
-    total = float(apart.sum())
+    total = sum_of_all - near * values.size
+    # Not `apart @ apart`: BLAS would start threads for vectors this short.
     apart *= apart
     squares = float(apart.sum())
-    return float(near) + total / values.size, max(squares - total * total / values.size, 0.0)
+    mean = float(near + total / values.size)
+    return mean, max(float(squares - total * total / values.size), 0.0)
