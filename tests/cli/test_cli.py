@@ -101,7 +101,7 @@ def test_check_prints_defaults_and_what_follows(capsys):
     code, out, _ = call("check", "demo", capsys=capsys)
     resolved = json.loads(out)
     assert code == 0
-    assert resolved["shards"]["compression_level"] == 3
+    assert resolved["shards"]["compression_level"] == 1
     assert resolved["resolved"]["stages"][0] == "sample"
     code, out, _ = call("check", "demo", "--stages", capsys=capsys)
     assert out.split() == resolved["resolved"]["stages"]
