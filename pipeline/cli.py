@@ -131,11 +131,11 @@ def publish(recipe: RecipeArg, root: RootOption = None) -> None:
     _say(run_publish(loaded, store))
 
 
-@app.command(epilog="Example: terrashard pretrain demo --device cpu")
+@app.command(epilog="Example: terrashard pretrain demo --name my-moco --device cpu")
 def pretrain(
     recipe: RecipeArg,
     root: RootOption = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model. [default: method]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model. [default: of its settings]")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not resume a checkpoint.")] = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -151,12 +151,12 @@ def pretrain(
     _say(report)
 
 
-@app.command(epilog="Example: terrashard evaluate demo --model moco-resnet18")
+@app.command(epilog="Example: terrashard evaluate demo --model my-moco")
 def evaluate(
     recipe: RecipeArg,
     root: RootOption = None,
     model: Annotated[
-        str | None, typer.Option(help="Name of the model. [default: the newest]")
+        str | None, typer.Option(help="Name of the model. [default: the recipe's own]")
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:

@@ -42,7 +42,7 @@ def test_land_is_a_good_quarter_of_the_globe() -> None:
 
 def test_the_mask_is_what_its_script_makes() -> None:
     pytest.importorskip("odc.geo", reason="Natural Earth comes with odc-geo, in the extra `bench`")
-    script = Path(__file__).parents[2] / "tools" / "land_mask.py"
+    script = Path(__file__).parent / "make_land_mask.py"
     squares = runpy.run_path(str(script))["land_squares"](every=16)
     rows, cols = squares.shape
     lat = 90 - (np.arange(rows) * 16 + 0.5) / 4

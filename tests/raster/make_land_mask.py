@@ -3,7 +3,7 @@
 Natural Earth (1:110 million, version 4 and later, public domain) comes with the package odc-geo
 (extra `bench`). A square of the mask is land unless the ocean covers all of it, so coasts pass.
 
-    python tools/land_mask.py [TARGET]
+    python tests/raster/make_land_mask.py [TARGET]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import shapely
 
 #: Squares per degree.
 PER_DEGREE = 4
-TARGET = Path(__file__).parent.parent / "pipeline" / "raster" / "land.npz"
+TARGET = Path(__file__).parents[2] / "pipeline" / "raster" / "land.npz"
 
 
 def land_squares(every: int = 1) -> np.ndarray:
