@@ -86,7 +86,14 @@ def write_scenes(path: Path, count: int) -> None:
     for start in range(0, len(tile), 250_000):
         k = slice(start, start + 250_000)
         table = scene_rows(
-            rng, tile[k], zone[tile[k]], west[tile[k]], south[tile[k]], orbit[k], crossing[k], day[k]
+            rng,
+            tile[k],
+            zone[tile[k]],
+            west[tile[k]],
+            south[tile[k]],
+            orbit[k],
+            crossing[k],
+            day[k],
         )
         writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
         writer.write_table(table)

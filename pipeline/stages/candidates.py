@@ -42,7 +42,7 @@ class Chosen:
     """Sorts the slots of a cell: their number, or the time of the acquisition."""
     counts: Ints
     """How many candidates each has."""
-    scenes: dict[str, Ragged]
+    scenes: Mapping[str, Ragged]
     """By product: the scenes of each candidate of all rows, one after the other; numbers in the
     `SceneList`. Candidate k of a follower accompanies candidate k of its leader."""
 
@@ -62,11 +62,11 @@ class Chosen:
         """Join the rows of several."""
         none = np.empty(0, dtype=np.int64)
         return Chosen(
-            *(
-                np.concatenate([none, *(getattr(part, name) for part in parts)])
-                for name in ("cell", "slot", "time", "counts")
-            ),
-            scenes={p: Ragged.concat([part.scenes[p] for part in parts]) for p in products},
+            np.concatenate([none, *(part.cell for part in parts)]),
+            np.concatenate([none, *(part.slot for part in parts)]),
+            np.concatenate([none, *(part.time for part in parts)]),
+            np.concatenate([none, *(part.counts for part in parts)]),
+            {p: Ragged.concat([part.scenes[p] for part in parts]) for p in products},
         )
 
 

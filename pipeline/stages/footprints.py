@@ -78,7 +78,7 @@ class Footprints:
         """
         west, south, east, north = self._bounds[scene].T
         slack = self._tolerance_m - half
-        held = (x - west >= -slack) & (east - x >= -slack)
+        held: Bools = (x - west >= -slack) & (east - x >= -slack)
         held &= (n - south >= -slack) & (north - n >= -slack) & self.convex(scene)
         asked = np.flatnonzero(held)
         shape = self._shape[scene[asked]]
@@ -106,7 +106,7 @@ class Footprints:
         corner_n = n[:, None] + half[:, None] * np.array([-1, -1, 1, 1])
         west, south, east, north = self._bounds[scene].T[:, :, None]
         slack = self._tolerance_m
-        held = (corner_x - west >= -slack) & (east - corner_x >= -slack)
+        held: Bools = (corner_x - west >= -slack) & (east - corner_x >= -slack)
         held &= (corner_n - south >= -slack) & (north - corner_n >= -slack)
         asked = np.flatnonzero(self.convex(scene))
         shape = self._shape[scene[asked]]
