@@ -34,10 +34,23 @@ MODELS = "models"
 
 #: Version of this layout, kept in `dataset.json`.
 FORMAT = 1
+#: Temporary files start so, then `<final name>~<host>~<pid>~<random>`; no listing shows them.
+TEMPORARY = ".tmp-"
 
 _SHARD = re.compile(r"p(\d{6})-s(\d{5,})")
 _NUMBER = re.compile(r"(\d{6,})(?:\..+)?")
 _COMMIT = re.compile(COMMITS + r"/(p\d{6}-s\d{5,})/r([1-9]\d*)\.parquet")
+
+
+def checked(key: str) -> str:
+    """Return the key, or raise `IntegrityError`: keys may come from files that others wrote."""
+    parts = key.split("/")
+    bad = any(part in ("", ".", "..") or part.startswith(TEMPORARY) for part in parts)
+    if bad or "\\" in key or not key.isprintable():
+        raise IntegrityError(
+            f"{key!r} is not the key of an object: keys are relative, with `/` between plain names."
+        )
+    return key
 
 
 def numbered(folder: str, number: int, suffix: str = "") -> str:

@@ -18,9 +18,8 @@ from typing import IO
 
 from pipeline.errors import IntegrityError, RecipeError
 from pipeline.ports import ObjectStore
+from pipeline.store.layout import TEMPORARY, checked
 
-#: Temporary files start so, then `<final name>~<host>~<pid>~<random>`; `list` never shows them.
-_TEMPORARY = ".tmp-"
 _HOST = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())
 #: How many buffers one `writev` may get (IOV_MAX of Linux is 1024).
 _VECTOR = 512
@@ -50,17 +49,6 @@ def open_store(url: str | Path) -> ObjectStore:
     raise RecipeError(
         f"root {text!r}: unknown scheme {scheme!r}; allowed are a path, file://, s3://, gs://, az://."
     )
-
-
-def checked(key: str) -> str:
-    """Return the key, or raise `IntegrityError`: keys may come from files that others wrote."""
-    parts = key.split("/")
-    bad = any(part in ("", ".", "..") or part.startswith(_TEMPORARY) for part in parts)
-    if bad or "\\" in key or not key.isprintable():
-        raise IntegrityError(
-            f"{key!r} is not the key of an object: keys are relative, with `/` between plain names."
-        )
-    return key
 
 
 class LocalStore:
@@ -123,7 +111,7 @@ class LocalStore:
         for folder, _, names in os.walk(top):
             inside = Path(folder).relative_to(self._root).as_posix()
             start = "" if inside == "." else inside + "/"
-            found += [start + name for name in names if not name.startswith(_TEMPORARY)]
+            found += [start + name for name in names if not name.startswith(TEMPORARY)]
         yield from sorted(found)
 
     def delete(self, key: str) -> None:
@@ -133,7 +121,7 @@ class LocalStore:
         """Write to a temporary file in the final folder (a rename stays on one file system)."""
         _make_folder(path.parent, durable=durable)
         _sweep(path)
-        name = f"{_TEMPORARY}{path.name}~{_HOST}~{os.getpid()}~{secrets.token_hex(4)}"
+        name = f"{TEMPORARY}{path.name}~{_HOST}~{os.getpid()}~{secrets.token_hex(4)}"
         temporary = path.with_name(name)
         try:
             with temporary.open("xb", buffering=0) as file:
@@ -202,7 +190,7 @@ def _flush_folder(folder: Path) -> None:
 
 def _sweep(path: Path) -> None:
     """Remove what killed writers of this key on this machine left behind."""
-    start = f"{_TEMPORARY}{path.name}~{_HOST}~"
+    start = f"{TEMPORARY}{path.name}~{_HOST}~"
     with os.scandir(path.parent) as entries:
         leftovers = [entry.path for entry in entries if entry.name.startswith(start)]
     for leftover in leftovers:

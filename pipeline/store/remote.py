@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pipeline.errors import GiveUp, IntegrityError, TryAgain
-from pipeline.store.objects import checked
+from pipeline.store.layout import checked
 
 T = TypeVar("T")
 
