@@ -221,7 +221,10 @@ def _grain(seen: View) -> npt.NDArray[np.uint32]:
 def _band_noise(
     grain: npt.NDArray[np.uint32], product: Product, band: Band
 ) -> npt.NDArray[np.int32]:
-    """Return the noise of one band, -1 to 2 digital numbers: top bits of an odd multiple."""
+    """Return the noise of one band, 0 or 1 digital number: the top bit of an odd multiple.
+
+    Less than real sensors have, for the archive's size; enough that no two values repeat at will.
+    """
     name = f"{product.id}/{band.name}".encode()
     odd = (hash64(81, *name) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
-    return (grain * odd >> np.uint32(30)).astype(np.int32) - 1
+    return (grain * odd >> np.uint32(31)).astype(np.int32)

@@ -98,7 +98,7 @@ def _put(
 
 def _light(place: Place) -> npt.NDArray[np.int32]:
     """Return how much of a pixel is lit: relief and crop density, 205 to 256."""
-    return WHOLE - (smooth_noise(place, 10, 210) >> 11) - (smooth_noise(place, 11, 2600) >> 12)
+    return WHOLE - (smooth_noise(place, 10, 800) >> 11) - (smooth_noise(place, 11, 2600) >> 12)
 
 
 def _forest(
@@ -153,14 +153,14 @@ def _second_crop(place: Place, arrangement: Integers) -> npt.NDArray[np.bool_]:
     """Return where the second crop of the pair stands: half of any arrangement's area."""
     turn = _DIRECTIONS[tiled(place, 24, REGION_M, len(_DIRECTIONS))].astype(np.int64)
     east, north = place.x_m, place.n_m[:, None]
-    u = (turn[..., 0] * east + turn[..., 1] * north) // 750
-    v = (turn[..., 0] * north - turn[..., 1] * east) // 750
+    u = (turn[..., 0] * east + turn[..., 1] * north) // 1050
+    v = (turn[..., 0] * north - turn[..., 1] * east) // 1050
     patterns = {
         "stripes": u & 1,
         "checker": (u + v) & 1,
-        "blobs": smooth_noise(place, 25, 330) > 32768,
+        "blobs": smooth_noise(place, 25, 420) > 32768,
         "rings": _rings(place),
-        "random": tiled(place, 26, 60, 2),
+        "random": tiled(place, 26, 90, 2),
     }
     second = np.zeros(place.shape, np.bool_)
     for code, name in enumerate(ARRANGEMENTS[1:], start=1):
