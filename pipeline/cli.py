@@ -135,7 +135,9 @@ def publish(recipe: RecipeArg, root: RootOption = None) -> None:
 def pretrain(
     recipe: RecipeArg,
     root: RootOption = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model. [default: of its settings]")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model. [default: of its settings]")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not resume a checkpoint.")] = False,
     device: DeviceOption = "auto",
 ) -> None:

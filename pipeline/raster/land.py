@@ -1,8 +1,8 @@
 """Land or sea: a coarse mask in quarters of a degree, for sampling.
 
 Derived from Natural Earth's ocean, 1:110 million (public domain, naturalearthdata.com), by
-`tests/raster/make_land_mask.py`. A square is land unless it is all ocean, so coasts and coastal water pass;
-islands that the 1:110 million map leaves out are sea, lakes other than the Caspian are land.
+`tests/raster/make_land_mask.py`. A square is land unless it is all ocean, so coasts and coastal
+water pass; islands that the 1:110 million map leaves out are sea, lakes other than the Caspian are land.
 """
 
 from __future__ import annotations

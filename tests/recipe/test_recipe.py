@@ -144,7 +144,7 @@ def test_what_exists_is_searched_before_it_is_tiled(load):
 
 
 def test_an_unknown_name_lists_the_built_in_recipes():
-    with pytest.raises(RecipeError, match="built in are: .*demo"):
+    with pytest.raises(RecipeError, match=r"built in are: .*demo"):
         load_recipe("no-such-recipe")
 
 
