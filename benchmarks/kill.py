@@ -29,14 +29,19 @@ from pipeline.store.objects import open_store
 
 #: The command line, from this interpreter.
 CLI = "from pipeline.cli import main; main()"
-#: Longest wait between two kills, in seconds: about as long as a whole extraction takes.
-LONGEST_S = 8.0
+#: Longest wait before a kill, in seconds: about as long as a shard or two take.
+LONGEST_S = 2.0
 #: How long the workers of a dead driver may take to notice.
 ORPHANS_S = 30.0
 
 
 def survive(
-    command: Sequence[str], rng: np.random.Generator, *, kills: int, longest_s: float = LONGEST_S
+    command: Sequence[str],
+    root: Path,
+    rng: np.random.Generator,
+    *,
+    kills: int,
+    longest_s: float = LONGEST_S,
 ) -> tuple[int, int]:
     """Run a command until it ends well, killing it and its workers up to `kills` times.
 
@@ -45,27 +50,47 @@ def survive(
     workers, drivers : int
         How many of each were killed.
     """
-    killed = [0, 0]
+    workers = drivers = 0
     while True:
         driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        alive = True
-        while alive:
-            left = kills - sum(killed)
-            try:
-                _, error = driver.communicate(timeout=rng.uniform(0, longest_s) if left else None)
-            except subprocess.TimeoutExpired:
-                workers = workers_of(driver.pid)
-                if workers and rng.random() < 0.5:
-                    _kill(int(rng.choice(workers)))
-                    killed[0] += 1
-                else:
-                    _bury(driver)
-                    killed[1] += 1
-                    alive = False
-                continue
-            if driver.returncode == 0:
-                return killed[0], killed[1]
+        while workers + drivers < kills and _moment(driver, root, rng, longest_s):
+            found = workers_of(driver.pid)
+            if found and rng.random() < 0.5:
+                _kill(int(rng.choice(found)))
+                workers += 1
+            else:
+                _bury(driver)
+                drivers += 1
+                break
+        _, error = driver.communicate()
+        if driver.returncode == 0:
+            return workers, drivers
+        if driver.returncode != -signal.SIGKILL:
             raise SystemExit(f"ended with {driver.returncode}: {error.decode()[-2000:]}")
+
+
+def _moment(
+    driver: subprocess.Popen[bytes], root: Path, rng: np.random.Generator, longest_s: float
+) -> bool:
+    """Wait for a random moment; return whether the driver still runs then.
+
+    Four times in five it is counted from the next commit, so that work is under way; else from now,
+    which also finds drivers and workers that are only starting.
+    """
+    before, patient = _commits(root), rng.random() < 0.8
+    while patient and _commits(root) == before:
+        if driver.poll() is not None:
+            return False
+        time.sleep(0.02)
+    try:
+        driver.wait(rng.uniform(0, longest_s))
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def _commits(root: Path) -> int:
+    return sum(1 for _ in (root / layout.COMMITS).rglob("*.parquet"))
 
 
 def workers_of(pid: int) -> list[int]:
@@ -91,6 +116,7 @@ def disturb(
     planned: Path,
     command: Callable[[Path], Sequence[str]],
     *,
+    calmly: Callable[[Path], object],
     kills: int,
     seed: int,
     at_most: int | None = None,
@@ -104,6 +130,8 @@ def disturb(
         Root with a plan and nothing extracted.
     command : callable
         Returns the command that extracts into a root.
+    calmly : callable
+        Extracts into a root undisturbed: the reference.
     at_most : int or None
         Kills in one extraction; None: drawn between 3 and 8 for each.
 
@@ -120,7 +148,7 @@ def disturb(
     rng = np.random.default_rng(seed)
     calm = planned.with_name(f"{planned.name}-undisturbed")
     shutil.copytree(planned, calm)
-    survive(command(calm), rng, kills=0)
+    calmly(calm)
     expected = fingerprint(calm), dataset_digest(open_store(calm))
     dealt = [0, 0]
     roots = 0
@@ -128,7 +156,7 @@ def disturb(
         root = planned.with_name(f"{planned.name}-{roots}")
         shutil.copytree(planned, root)
         some = min(kills - sum(dealt), at_most or int(rng.integers(3, 9)))
-        workers, drivers = survive(command(root), rng, kills=some, longest_s=longest_s)
+        workers, drivers = survive(command(root), root, rng, kills=some, longest_s=longest_s)
         if (fingerprint(root), dataset_digest(open_store(root))) != expected:
             raise SystemExit(f"{root} differs from the undisturbed {calm}")
         dealt[0] += workers
@@ -167,6 +195,19 @@ def main() -> None:
     print("| workers | worker kills | driver kills | roots | digest and bytes equal | seconds |")
     print("|---|---|---|---|---|---|")
     with demo_root(folder) as (planned, recipe):
+
+        def serial(root: Path) -> list[str]:
+            return [
+                sys.executable,
+                "-c",
+                CLI,
+                "extract",
+                str(recipe),
+                "--root",
+                str(root),
+                "--serial",
+            ]
+
         for workers in (1, 2):
 
             def command(root: Path, workers: int = workers) -> list[str]:
@@ -174,7 +215,13 @@ def main() -> None:
                 return [*terrashard, "--root", str(root), "--workers", str(workers)]
 
             began_s = time.monotonic()
-            killed, drivers, roots = disturb(planned, command, kills=options.kills, seed=workers)
+            killed, drivers, roots = disturb(
+                planned,
+                command,
+                calmly=lambda root: subprocess.run(serial(root), check=True, capture_output=True),
+                kills=options.kills,
+                seed=workers,
+            )
             seconds = time.monotonic() - began_s
             print(
                 f"| {workers} | {killed} | {drivers} | {roots} | yes | {seconds:.0f} |", flush=True

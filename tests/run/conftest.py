@@ -202,9 +202,9 @@ class Rig:
                 self.loaded, self.store, machines, progress=progress, pause_s=0, **values
             )
 
-    def elsewhere(self, root: str) -> Rig:
-        """Return the same archive and plan, for another root."""
-        return replace(self, root=root, shards=0)
+    def elsewhere(self, root: str, *, planned: bool = False) -> Rig:
+        """Return the same archive and plan, for another root; `planned`: its plan is written."""
+        return replace(self, root=root, shards=self.shards if planned else 0)
 
     def ledger(self) -> dict[tuple[int, str, int, str], LedgerRow]:
         """Return every ledger row by shard number, product, sample and slot."""
