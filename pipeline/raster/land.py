@@ -2,7 +2,8 @@
 
 Derived from Natural Earth's ocean, 1:110 million (public domain, naturalearthdata.com), by
 `tests/raster/make_land_mask.py`. A square is land unless it is all ocean, so coasts and coastal
-water pass; islands that the 1:110 million map leaves out are sea, lakes other than the Caspian are land.
+water pass; islands that the 1:110 million map leaves out are sea, lakes other than the Caspian are
+land.
 """
 
 from __future__ import annotations
