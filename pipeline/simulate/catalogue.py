@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,16 @@ from urllib.parse import urlencode
 import shapely
 
 from pipeline.errors import RecipeError
+from pipeline.simulate.wishes import (
+    Refused,
+    area,
+    flat,
+    from_body,
+    from_query,
+    instant,
+    number,
+    span,
+)
 
 #: Name of the file with providers, collections and items inside an archive folder.
 ITEMS = "archive.json"
@@ -33,14 +43,6 @@ _CONFORMANCE = (
     "http://www.opengis.net/spec/ogcapi-features-1/1.0/conf/core",
     "http://www.opengis.net/spec/ogcapi-features-1/1.0/conf/geojson",
 )
-
-
-class Refused(Exception):
-    """A request that cannot be answered."""
-
-    def __init__(self, status: HTTPStatus, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +155,10 @@ class Catalogue:
             case ["collections", key, "items", item]:
                 return Answer(self._item(base, provider, key, item), _GEOJSON)
             case ["search"]:
-                wish = _from_body(body) if method == "POST" else _from_query(query)
+                wish = from_body(body) if method == "POST" else from_query(query)
                 return Answer(self._search(base, provider, method, "search", wish), _GEOJSON)
             case ["collections", key, "items"] if key in self._titles[provider]:
-                wish = {**_from_query(query), "collections": [key]}
+                wish = {**from_query(query), "collections": [key]}
                 where = f"collections/{key}/items"
                 return Answer(self._search(base, provider, method, where, wish), _GEOJSON)
         raise Refused(HTTPStatus.NOT_FOUND, f"no such path below /{provider}")
@@ -225,7 +227,7 @@ class Catalogue:
     ) -> dict[str, Any]:
         habits = HABITS[provider]
         found = self._matching(provider, wish)
-        limit = min(_number(wish, "limit", habits.page, least=1), habits.page_max)
+        limit = min(number(wish, "limit", habits.page, least=1), habits.page_max)
         start = _start(wish, found, habits)
         page = found[start : start + limit]
         href = f"{base}/{provider}/{where}"
@@ -243,13 +245,13 @@ class Catalogue:
 
     def _matching(self, provider: str, wish: Mapping[str, Any]) -> list[_Entry]:
         collections = wish.get("collections") or list(self._entries[provider])
-        area, span, ids = _area(wish), _span(wish.get("datetime")), wish.get("ids")
+        place, (first, last), ids = area(wish), span(wish.get("datetime")), wish.get("ids")
         return [
             entry
             for key in collections
             for entry in self._entries[provider].get(key, ())
-            if span[0] <= entry.when <= span[1]
-            and (area is None or area.intersects(entry.geometry))
+            if first <= entry.when <= last
+            and (place is None or place.intersects(entry.geometry))
             and (ids is None or entry.item["id"] in ids)
         ]
 
@@ -257,7 +259,7 @@ class Catalogue:
 def _sorted(items: Sequence[dict[str, Any]]) -> list[_Entry]:
     entries = [
         _Entry(
-            item, shapely.geometry.shape(item["geometry"]), _instant(item["properties"]["datetime"])
+            item, shapely.geometry.shape(item["geometry"]), instant(item["properties"]["datetime"])
         )
         for item in items
     ]
@@ -295,8 +297,8 @@ def _next_link(
         last = found[start - 1].item
         step = {"limit": limit, "token": f"next:{last['collection']}:{last['id']}"}
     if method == "GET":
-        flat = {key: _flat(value) for key, value in {**wish, **step}.items()}
-        link["href"] = f"{href}?{urlencode(flat)}"
+        parameters = {key: flat(value) for key, value in {**wish, **step}.items()}
+        link["href"] = f"{href}?{urlencode(parameters)}"
     elif habits.paging == "start-index":
         link |= {"body": step, "merge": True}
     else:
@@ -306,7 +308,7 @@ def _next_link(
 
 def _start(wish: Mapping[str, Any], found: list[_Entry], habits: Habits) -> int:
     if habits.paging == "start-index":
-        return _number(wish, "startIndex", 0, least=0)
+        return number(wish, "startIndex", 0, least=0)
     if "token" not in wish:
         return 0
     last = str(wish["token"]).removeprefix("next:")
@@ -314,79 +316,3 @@ def _start(wish: Mapping[str, Any], found: list[_Entry], habits: Habits) -> int:
         if f"{entry.item['collection']}:{entry.item['id']}" == last:
             return position + 1
     raise Refused(HTTPStatus.BAD_REQUEST, f"unknown token {wish['token']!r}")
-
-
-# --- reading a request ---------------------------------------------------------------------------
-
-
-def _from_query(query: Mapping[str, str]) -> dict[str, Any]:
-    wish: dict[str, Any] = dict(query)
-    for key in ("collections", "ids"):
-        if key in wish:
-            wish[key] = wish[key].split(",")
-    if "bbox" in wish:
-        wish["bbox"] = _floats(wish["bbox"])
-    if "intersects" in wish:
-        wish["intersects"] = json.loads(wish["intersects"])
-    return wish
-
-
-def _from_body(body: Any) -> dict[str, Any]:
-    if not isinstance(body, dict):
-        raise Refused(HTTPStatus.BAD_REQUEST, "the body must be a JSON object")
-    return body
-
-
-def _floats(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise Refused(HTTPStatus.BAD_REQUEST, f"bbox {text!r} is not numbers") from error
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, dict):
-        return json.dumps(value)
-    return ",".join(str(part) for part in value) if isinstance(value, list) else str(value)
-
-
-def _number(wish: Mapping[str, Any], key: str, default: int, *, least: int) -> int:
-    text = str(wish.get(key, default))
-    if not text.isdigit() or int(text) < least:
-        raise Refused(HTTPStatus.BAD_REQUEST, f"{key} must be a whole number from {least}")
-    return int(text)
-
-
-def _area(wish: Mapping[str, Any]) -> shapely.Geometry | None:
-    if wish.get("intersects") is not None:
-        return shapely.geometry.shape(wish["intersects"])
-    bbox = wish.get("bbox")
-    if bbox is None:
-        return None
-    if len(bbox) == 6:
-        bbox = [*bbox[:2], *bbox[3:5]]
-    if len(bbox) != 4:
-        raise Refused(HTTPStatus.BAD_REQUEST, "bbox must have 4 or 6 numbers")
-    west, south, east, north = bbox
-    if west > east:  # across the antimeridian
-        return shapely.union(
-            shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)
-        )
-    return shapely.box(west, south, east, north)
-
-
-def _span(text: str | None) -> tuple[datetime, datetime]:
-    first, _, last = (text or "../..").partition("/")
-    earliest, latest = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-    start = earliest if first in ("", "..") else _instant(first)
-    if not last and "/" not in (text or "/"):
-        return start, start
-    return start, latest if last in ("", "..") else _instant(last)
-
-
-def _instant(text: str) -> datetime:
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise Refused(HTTPStatus.BAD_REQUEST, f"{text!r} is not an RFC 3339 time") from error
-    return when if when.tzinfo else when.replace(tzinfo=UTC)

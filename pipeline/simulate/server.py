@@ -20,9 +20,10 @@ from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from pipeline.errors import RecipeError
-from pipeline.simulate.catalogue import Answer, Catalogue, Refused
+from pipeline.simulate.catalogue import Answer, Catalogue
 from pipeline.simulate.faults import Fault, FaultDice, Faults
 from pipeline.simulate.ranges import Unsatisfiable, parse_ranges
+from pipeline.simulate.wishes import Refused
 
 _LOOPBACK = "127.0.0.1"
 _BOUNDARY = "terrashard-range-boundary"

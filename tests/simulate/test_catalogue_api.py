@@ -107,7 +107,10 @@ def test_hrefs_lead_to_the_files(server: ArchiveServer) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=x", "bbox=1,2", "bbox=a,b,c,d", "datetime=yesterday", "token=next:a:b"],
+    [
+        *("limit=0", "limit=x", "bbox=1,2", "bbox=a,b,c,d", "datetime=yesterday"),
+        *("token=next:a:b", "intersects={", 'intersects={"type":"Blob"}', "intersects=[1]"),
+    ],
 )
 def test_senseless_searches_are_refused(server: ArchiveServer, query: str) -> None:
     assert httpx.get(f"{server.url}/planetary-computer/search?{query}").status_code == 400
