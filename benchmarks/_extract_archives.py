@@ -72,7 +72,7 @@ class Case:
 def enmap_case(folder: Path, *, quick: bool) -> Case:
     """Two cubes of 1200 x 1200 x 224, each tiled into 81 patches of 128 px: one shard each."""
     bands, edge = 224, 640 if quick else 1200
-    cells = edge // 128
+    cells = (edge - 37) // 128
     scenes, shards = [], []
     for number in range(2):
         corner = 300_015.0 + 100_000 * number, 5_000_025.0
@@ -81,13 +81,17 @@ def enmap_case(folder: Path, *, quick: bool) -> Case:
             path = folder / "files" / f"{number}" / f"{layer}.tif"
             files[_enmap_asset(layer)] = _flat(path, corner, edge, 30, 1)
         scenes.append(_scene("enmap-l2a", number, corner, edge * 30, files, 0))
-        spots = [(128 * x, 128 * y) for y in range(cells) for x in range(cells)]
+        # Cells are tiles of the fixed tiling, and scenes begin anywhere: windows straddle blocks.
+        spots = [(37 + 128 * x, 21 + 128 * y) for y in range(cells) for x in range(cells)]
         shards.append([(corner, spot) for spot in spots])
     return _case(folder, "enmap-l2a", "enmap30", 128, 30, scenes, shards, bands="all")
 
 
 def sentinel_case(folder: Path, *, quick: bool) -> Case:
-    """A tile of 10,980 px, 12 bands in files of their own, with 48 scattered cells of 264 px."""
+    """Two dates of a tile of 10,980 px, 12 bands in files of their own, with 96 cells of 264 px.
+
+    The second date has the first one's pixels, under names of its own. One shard a date.
+    """
     edge = 5_490 if quick else 10_980
     product = load_product("sentinel-2-l2a")
     corner = 300_000.0, 5_000_040.0
@@ -95,18 +99,24 @@ def sentinel_case(folder: Path, *, quick: bool) -> Case:
     files = {}
     for number, band in enumerate(product.bands):
         step = round(band.pixel_m / 10)
-        path = folder / "files" / f"{band.name}.tif"
+        path = folder / "files" / "0" / f"{band.name}.tif"
         pixels = (base[::step, ::step] // (1 + number % 3) + 1100 + 60 * number).astype("uint16")
         files[f"{band.name}_{band.pixel_m:.0f}m"] = _single(path, corner, pixels, band.pixel_m)
-    files["SCL_20m"] = _flat(folder / "files" / "SCL.tif", corner, edge // 2, 20, 4)
-    scene = _scene("sentinel-2-l2a", 0, corner, edge * 10, files, -1000)
+    files["SCL_20m"] = _flat(folder / "files" / "0" / "SCL.tif", corner, edge // 2, 20, 4)
+    again = folder / "files" / "1"
+    again.mkdir()
+    others = {name: again / path.name for name, path in files.items()}
+    for name, path in files.items():
+        others[name].hardlink_to(path)
+    scenes = [
+        _scene("sentinel-2-l2a", number, corner, edge * 10, paths, -1000)
+        for number, paths in enumerate((files, others))
+    ]
     cells = edge // 264
-    count = 24 if quick else 48
-    chosen = np.random.default_rng(1).choice(cells * cells, count, replace=False)
-    # Neighbours stand together in a shard, as the plan has them.
+    chosen = np.random.default_rng(1).choice(cells * cells, 48 if quick else 96, replace=False)
     spots = sorted((264 * int(k // cells), 264 * int(k % cells)) for k in chosen)
-    halves = [[(corner, (x, y)) for y, x in p] for p in (spots[: count // 2], spots[count // 2 :])]
-    return _case(folder, "sentinel-2-l2a", "s2r10", 264, 10, [scene], halves, bands="default")
+    shards = [[(corner, (x, y)) for y, x in spots]] * 2
+    return _case(folder, "sentinel-2-l2a", "s2r10", 264, 10, scenes, shards, bands="default")
 
 
 def _case(
@@ -129,7 +139,7 @@ def _case(
     }
     rows, patches = [], []
     for shard, spots in enumerate(shards):
-        scene = scenes[min(shard, len(scenes) - 1)]
+        scene = scenes[shard]
         own = []
         for sample, (corner, (col, row)) in enumerate(spots):
             x_min_m, y_max_m = corner[0] + col * pixel_m, corner[1] - row * pixel_m
@@ -231,12 +241,12 @@ def _write_plan(case: Case, rows: list[PlannedPatch], scenes: list[Scene]) -> No
 
 
 def _texture(rng: np.random.Generator, edge: int) -> NDArray[np.int32]:
-    """Return fields of some size with noise on top: it compresses about as land does."""
+    """Return fields of some size with noise on top: it compresses to 0.6, about as land does."""
     field = np.zeros((edge, edge), "int32")
     for grain, height in ((183, 900), (31, 400), (6, 160)):
         coarse = rng.integers(0, height, (edge // grain + 2,) * 2, dtype="int32")
         field += coarse.repeat(grain, 0)[:edge].repeat(grain, 1)[:, :edge]
-    return field + rng.integers(0, 40, field.shape, dtype="int32")
+    return field + rng.integers(0, 100, field.shape, dtype="int32")
 
 
 def _cube(folder: Path, seed: int, corner: tuple[float, float], edge: int, bands: int) -> Path:

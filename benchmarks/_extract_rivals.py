@@ -11,6 +11,8 @@ from _extract_archives import EPSG, Patch
 from numcodecs.blosc import BITSHUFFLE, compress
 from rasterio.windows import Window
 
+from pipeline.recipe import Shards
+
 
 def by_rasterio(patches: list[Patch]) -> None:
     """Open each file, read the patch's window, close it: the usual loop."""
@@ -52,7 +54,7 @@ def bound(patches: list[Patch]) -> None:
     # One patch's worth of real pixels stands for each: the encoder does the same work.
     sample = np.concatenate(layers).astype("int16")
     for _ in patches:
-        compress(sample.reshape(-1), b"zstd", 3, BITSHUFFLE, 0, 2)
+        compress(sample.reshape(-1), b"zstd", Shards().compression_level, BITSHUFFLE, 0, 2)
 
 
 def _touched(file: rasterio.DatasetReader, patches: list[Patch]) -> set[tuple[int, ...]]:
