@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -159,10 +160,10 @@ def in_rounds(
             progress.note(f"{len(todo)} shards met passing failures; round {number} of {ROUNDS}")
             time.sleep(pause_s * 2 ** (number - 2))
         again = []
-        share = 1 / engine.workers
+        share, threads = 1 / engine.workers, max(1, (os.cpu_count() or 1) // engine.workers)
         last = number == ROUNDS
         # The list is consumed while it runs: a provider that is down ends it.
-        queue = (replace(o, share=share, final=last) for o in todo if not down)
+        queue = (replace(o, share=share, threads=threads, final=last) for o in todo if not down)
         for outcome in engine.run(build_shard, queue):
             order: ShardOrder = outcome.item
             if isinstance(outcome.error, TryAgain):

@@ -31,8 +31,6 @@ from pipeline.task.read import Reader
 MASK_READERS = 6
 #: Image files read at once: one is decoded while the next is fetched.
 BAND_READERS = 2
-#: Patches painted and encoded at once, beside the reading.
-FINISHERS = 2
 
 
 @dataclass(slots=True)
@@ -45,9 +43,16 @@ class Decided:
 
 
 def decide(
-    trials: Sequence[Trial], lock: Lock, specs: dict[str, ArraySpec], reader: Reader
+    trials: Sequence[Trial],
+    lock: Lock,
+    specs: dict[str, ArraySpec],
+    reader: Reader,
+    *,
+    threads: int = 1,
 ) -> list[Decided]:
     """Return what becomes of each group, in the order given.
+
+    `threads` patches are painted and encoded at the same time, beside the reading.
 
     Raises
     ------
@@ -59,7 +64,7 @@ def decide(
     with (
         ThreadPoolExecutor(MASK_READERS, "masks") as mask_readers,
         ThreadPoolExecutor(BAND_READERS, "bands") as band_readers,
-        ThreadPoolExecutor(FINISHERS, "finish") as finishers,
+        ThreadPoolExecutor(threads, "finish") as finishers,
     ):
         # A candidate that its bands refuse sends the group back to the masks of the next one.
         while undecided := [trial for trial in trials if trial.open]:

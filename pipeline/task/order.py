@@ -30,6 +30,8 @@ class ShardOrder:
     run: str = ""
     """Of all orders of one run the same, of two runs never: what a worker remembers of sources
     (limits, tags, whether a provider is down) holds for one run."""
+    threads: int = 1
+    """Cores that are this worker's own: files decoded and patches encoded at the same time."""
     share: float = 1.0
     """This worker's part of each provider's limits."""
     accept_failures: bool = False

@@ -49,6 +49,8 @@ class Reader:
     final : bool
         Whether a passing failure is an answer (`Failure`); otherwise it is raised, because then
         nothing of the shard is committed and the rest of the work would be lost.
+    threads : int
+        Blocks of one file decoded at the same time.
 
     Safe to use from several threads.
     """
@@ -59,10 +61,12 @@ class Reader:
         known: Mapping[str, Source],
         *,
         final: bool,
+        threads: int = 1,
     ) -> None:
         self._source_of = source_of
         self._known = known
         self._final = final
+        self._threads = threads
         self._lock = threading.Lock()
         self._used: dict[str, Source] = {}
         self.blocks_touched = 0
@@ -83,7 +87,7 @@ class Reader:
             asset = _asset(request)
             source = self._source_of(request.scene.product)
             driver = "JP2OpenJPEG" if asset.href.lower().endswith(_JPEG2000) else "GTiff"
-            with open_asset(source, asset.href, driver=(driver,)) as raster:
+            with open_asset(source, asset.href, driver=(driver,), threads=self._threads) as raster:
                 self._compare(asset, raster.stat)
                 _expected(raster, request)
                 try:

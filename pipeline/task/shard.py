@@ -49,11 +49,11 @@ def build_shard(order: ShardOrder) -> ShardReport:
     again, kept = _split(trials, before, order.classes)
     source_of = sources_of(lock.loaded, order.share, order.run)
     requests = _Requests(lock, source_of)
-    reader = Reader(source_of, known_sources(kept), final=order.final)
+    reader = Reader(source_of, known_sources(kept), final=order.final, threads=order.threads)
     specs = array_specs(lock)
     report = ShardReport(order.name)
     try:
-        decided = decide(again, lock, specs, reader)
+        decided = decide(again, lock, specs, reader, threads=order.threads)
     except TryAgain as error:
         report.passing = str(error)
         report.circuit_open = error.failure == "circuit-open"
