@@ -245,7 +245,7 @@ class Split(_Strict):
 class Pretrain(_Strict):
     """One pretraining run on a published version."""
 
-    method: Literal["moco", "mae"] = "moco"
+    method: Literal["moco", "mae", "barlow"] = "moco"
     backbone: str = "resnet18"
     """A timm ResNet or ViT: resnet18, resnet50, vit_tiny, vit_small, vit_base, vit_large."""
     product: str | None = None
@@ -267,6 +267,11 @@ class Pretrain(_Strict):
     """MoCo: keys remembered."""
     mask_fraction: float = Field(default=0.75, gt=0, lt=1)
     """MAE: share of hidden tokens (He et al. 2022); SpectralEarth used 0.9."""
+    projector_width: int = Field(default=2048, ge=2)
+    """Barlow Twins: of each of the projector's three layers; 8192 in the paper (Zbontar et al.
+    2021), 2048 for BigEarthNet and So2Sat (Wang et al. 2022, arXiv 2206.13188)."""
+    off_diagonal: float = Field(default=0.0051, gt=0)
+    """Barlow Twins: lambda, the weight of correlations between dimensions (Zbontar et al. 2021)."""
     seed: int = 0
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
@@ -387,6 +392,10 @@ class LoadedRecipe:
     def name(self) -> str:
         return self.recipe.name
 
+    def frozen(self) -> dict[str, Any]:
+        """Return the recipe's identity fields as JSON values: what may not change in a root."""
+        return _frozen(self.recipe)
+
     @property
     def cell_m(self) -> float:
         """Edge of a cell in metres."""
@@ -491,10 +500,15 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted(name[:-5] for name in names if name.endswith(".toml")))
 
 
-def _identity(recipe: Recipe, products: dict[str, Product]) -> str:
+def _frozen(recipe: Recipe) -> dict[str, Any]:
     values = _without_extent(recipe)
     for key in ("description", "pretrain", "evaluate"):
         values.pop(key, None)
+    return values
+
+
+def _identity(recipe: Recipe, products: dict[str, Product]) -> str:
+    values = _frozen(recipe)
     values["products"] = {
         key: product.model_dump(mode="json", exclude={"bands_csv"})
         for key, product in products.items()

@@ -57,6 +57,15 @@ class Augmentation:
         return blur(view, torch.where(chosen, sigma, 0.0), kernel_px(self.size_px))
 
 
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """One of the views a step is made of."""
+
+    patch: int
+    """Which of an item's patches it is drawn from."""
+    augmentation: Augmentation
+
+
 def draw_boxes(
     count: int, height: int, width: int, area: tuple[float, float], generator: torch.Generator
 ) -> Tensor:

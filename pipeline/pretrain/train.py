@@ -14,17 +14,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.errors import RecipeError
-from pipeline.pretrain.augment import Augmentation
-from pipeline.pretrain.backbones import RESNETS, EncoderShape, build_encoder, width_of
+from pipeline.pretrain.backbones import EncoderShape
 from pipeline.pretrain.batches import Batch
-from pipeline.pretrain.methods.mae import MAE
+from pipeline.pretrain.choice import build_method, build_optimizer, crops_of, seed_of
 from pipeline.pretrain.methods.method import Learned, Method
-from pipeline.pretrain.methods.moco import MoCo
 from pipeline.pretrain.monitors import Health, health
 from pipeline.pretrain.normalise import Normaliser
 from pipeline.pretrain.schedule import learning_rate
@@ -33,13 +30,6 @@ from pipeline.recipe import Pretrain
 #: Steps between two lines of the log: reading a loss waits for the GPU.
 LOG_EVERY = 10
 COLUMNS = ("step", "loss", "learning_rate", "embedding_std", "mean_cosine", "effective_rank")
-
-#: Augmentation of each method: SpectralEarth blurs half of the contrastive views and none of the
-#: masked ones (arXiv 2408.08447); the crop's area is that of SSL4EO-S12 and of MAE.
-BLUR = {"moco": 0.5, "mae": 0.0}
-
-#: AdamW's second beta, where the paper of a method states its own (MAE, appendix A).
-BETAS = {"moco": (0.9, 0.999), "mae": (0.9, 0.95)}
 
 
 @dataclass
@@ -87,29 +77,7 @@ def build_run(settings: Pretrain, shape: EncoderShape, device: torch.device) -> 
         The method cannot use this backbone.
     """
     method = build_method(settings, shape).to(device).train()
-    return Run(method, _optimizer(method, settings))
-
-
-def build_method(settings: Pretrain, shape: EncoderShape) -> Method:
-    """Build the method a recipe names, with random weights drawn from its seed."""
-    encoder = build_encoder(shape, seed=settings.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_seed(settings.seed, "heads"))
-        if settings.method == "moco":
-            return MoCo(
-                encoder,
-                width_of(encoder),
-                queue=settings.queue,
-                momentum=settings.momentum,
-                temperature=settings.temperature,
-                seed=settings.seed,
-            )
-        if shape.backbone in RESNETS:
-            raise RecipeError(
-                f'`pretrain.method = "mae"` hides tokens, and {shape.backbone} has none; choose a '
-                'ViT, such as `backbone = "vit_small"`.'
-            )
-        return MAE(encoder, bands=shape.bands, mask_fraction=settings.mask_fraction)  # type: ignore[arg-type]
+    return Run(method, build_optimizer(method, settings))
 
 
 def train(
@@ -145,7 +113,7 @@ def train(
         The loss is no longer a number.
     """
     device = next(run.method.parameters()).device
-    augmentation = Augmentation(shape.image_px, blur=BLUR[settings.method])
+    crops = crops_of(run.method, settings, shape)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for batch in batches:
             rate = learning_rate(
@@ -157,11 +125,11 @@ def train(
             for group in run.optimizer.param_groups:
                 group["lr"] = rate
             # Layers with randomness of their own (dropout) draw from the global generators.
-            torch.manual_seed(_seed(settings.seed, "layers", run.step))
-            random = torch.Generator().manual_seed(_seed(settings.seed, "views", run.step))
+            torch.manual_seed(seed_of(settings.seed, "layers", run.step))
+            random = torch.Generator().manual_seed(seed_of(settings.seed, "views", run.step))
 
             seen = [normaliser(*_on(device, view)) for view in zip(*batch, strict=True)]
-            views = [augmentation(view, random) for view in seen]
+            views = [crop.augmentation(seen[crop.patch], random) for crop in crops]
             with torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16"):
                 learned: Learned = run.method(views, random)
             run.optimizer.zero_grad()
@@ -211,23 +179,3 @@ def _row(step: int, learned: Learned, rate: float) -> tuple[float, ...]:
         )
     measured = health(learned.embedding)
     return (step, loss, rate, measured.std, measured.cosine, measured.rank)
-
-
-def _optimizer(method: Method, settings: Pretrain) -> torch.optim.Optimizer:
-    """Return AdamW for every method; biases and norms do not decay, as is usual for it."""
-    decayed: list[Tensor] = []
-    plain: list[Tensor] = []
-    for parameter in method.parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 else plain).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=BETAS[settings.method])
-
-
-def _seed(seed: int, use: str, step: int = 0) -> int:
-    """Derive the seed of one use at one step; different uses never share random numbers."""
-    sequence = np.random.SeedSequence([seed, step, *use.encode()])
-    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -11,6 +11,7 @@ from pipeline.errors import IntegrityError, RecipeError
 from pipeline.pretrain import checkpoint
 from pipeline.pretrain.backbones import EncoderShape
 from pipeline.pretrain.batches import Batch
+from pipeline.pretrain.methods.barlow import BarlowTwins
 from pipeline.pretrain.methods.mae import MAE
 from pipeline.pretrain.methods.moco import MoCo
 from pipeline.pretrain.normalise import Normaliser
@@ -64,6 +65,10 @@ def tiny_run(method, tiny_net, tiny_vit):
         net = tiny_net(3)
         torch.manual_seed(0)
         built = MoCo(net, 6, queue=10, momentum=0.9, temperature=0.2, seed=0)
+    elif method == "barlow":
+        net = tiny_net(3)
+        torch.manual_seed(0)
+        built = BarlowTwins(net, 6, projector_width=8, off_diagonal=0.0051)
     else:
         vit = tiny_vit(3)
         torch.manual_seed(0)
@@ -93,7 +98,7 @@ def same(first, second):
     return first == second
 
 
-@pytest.mark.parametrize("method", ["moco", "mae"])
+@pytest.mark.parametrize("method", ["moco", "mae", "barlow"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_from_a_saved_state_ends_with_the_same_bits(method, precision, tiny_net, tiny_vit):
     settings = Pretrain(method=method, steps=7, checkpoint_every=3, precision=precision)

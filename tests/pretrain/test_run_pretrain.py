@@ -27,6 +27,16 @@ def test_a_masked_autoencoder_learns_and_its_encoder_can_be_loaded(published):
     assert not encoder.training
 
 
+@pytest.mark.parametrize("method", ["barlow"])
+def test_another_method_is_one_line_of_the_recipe(method, published):
+    pretrain = {**SHORT, "method": method, "steps": 3}
+    report = run_pretrain(published.recipe(pretrain=pretrain), published.store, device="cpu")
+    model = checkpoint.load(published.store, report.model)
+    encoder = checkpoint.load_encoder(published.store, model)
+    assert report.model.startswith(f"{method}-small-v1-")
+    assert encoder(torch.zeros(2, 4, 8, 8)).shape[0] == 2
+
+
 def test_only_the_training_part_is_learned_from_unless_asked(published):
     inductive = run_pretrain(published.recipe(pretrain=SHORT), published.store)
     dataset = open_dataset(published.store)

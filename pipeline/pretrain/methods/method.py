@@ -49,7 +49,7 @@ class Method(nn.Module, ABC):
     """
 
     views: ClassVar[int]
-    """How many views of each item it wants."""
+    """How many patches of each item it wants: 1, or 2 of different times where there are two."""
     encoder: nn.Module
     """What is kept when training is over."""
 

@@ -1,0 +1,116 @@
+"""Barlow Twins.
+
+Zbontar et al. 2021, "Barlow Twins: Self-Supervised Learning via Redundancy Reduction"
+(arXiv 2103.03230). Two views of an item should agree in every dimension of their projection, and
+different dimensions should tell different things: the correlations between the views' dimensions,
+over the batch, are pulled towards the identity.
+
+The paper trains with LARS and a hundredth of the loss; AdamW, used here for every method, does not
+see the scale of a loss, so there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.pretrain.methods.method import Learned, Method, View
+from pipeline.pretrain.ranks import sum_over_ranks
+
+#: Added to a variance before the root: batch normalisation's, which the paper's code normalises by.
+VARIANCE_FLOOR = 1e-5
+
+
+def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Correlate each dimension of one view with each of the other, over the items of all ranks.
+
+    Equal to normalising both with batch normalisation without scale and shift, then multiplying;
+    but mean, variance and product are those of the whole batch, however it is spread over ranks,
+    whose shares may differ in size.
+
+    Parameters
+    ----------
+    first, second : Tensor, float32, shape (batch, width)
+        Row i of one belongs to row i of the other.
+
+    Returns
+    -------
+    Tensor, float32, shape (width, width)
+        Rows are dimensions of the first, columns of the second; the same on every rank.
+    """
+    both = torch.cat([first, second], dim=1)
+    total = torch.cat([both.sum(dim=0), both.new_tensor([len(both)])])
+    total = sum_over_ranks(total)
+    count = total[-1]
+    # Centred before it is squared, which costs a second sum over ranks but no digits.
+    first, second = (both - total[:-1] / count).chunk(2, dim=1)
+    width = first.shape[1]
+    sums = torch.cat([first.T @ second, first.square().sum(0, True), second.square().sum(0, True)])
+    product, *squares = torch.split(sum_over_ranks(sums), [width, 1, 1])
+    spread = [(part.squeeze(0) / count + VARIANCE_FLOOR).sqrt() for part in squares]
+    return product / count / torch.outer(*spread)
+
+
+def barlow_loss(first: Tensor, second: Tensor, off_diagonal: float) -> Tensor:
+    """Return how far the cross-correlation of two views is from the identity.
+
+    Parameters
+    ----------
+    first, second : Tensor, float32, shape (batch, width)
+        Projections; row i of one belongs to row i of the other.
+    off_diagonal : float
+        Weight of the squares off the diagonal, the paper's lambda.
+
+    Returns
+    -------
+    Tensor, float32, shape ()
+        Sum over the diagonal of (1 - c)^2, and over the rest of off_diagonal * c^2.
+    """
+    correlation = cross_correlation(first, second)
+    diagonal = correlation.diagonal()
+    redundancy = correlation.square().sum() - diagonal.square().sum()
+    return (1 - diagonal).square().sum() + off_diagonal * redundancy
+
+
+class BarlowTwins(Method):
+    """Make two views of an item agree, dimension by dimension.
+
+    Parameters
+    ----------
+    encoder : module, (batch, band, y, x) -> (batch, width)
+    width : int
+        Features the encoder returns.
+    projector_width : int
+        Of the three layers of the projector. The wider, the better, in the paper (its figure 4).
+    off_diagonal : float
+        The paper's lambda.
+    """
+
+    views = 2
+
+    def __init__(
+        self, encoder: nn.Module, width: int, *, projector_width: int, off_diagonal: float
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = nn.Sequential(
+            *_layer(width, projector_width),
+            *_layer(projector_width, projector_width),
+            nn.Linear(projector_width, projector_width, bias=False),
+        )
+        self.off_diagonal = off_diagonal
+
+    def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:  # noqa: ARG002
+        """Return the loss of one batch; each view has batch statistics of its own."""
+        features = [self.encoder(view.image) for view in views]
+        projected = [self.projector(part) for part in features]
+        with torch.autocast(projected[0].device.type, enabled=False):
+            first, second = (part.float() for part in projected)
+            loss = barlow_loss(first, second, self.off_diagonal)
+        return Learned(loss, features[0].detach().float())
+
+
+def _layer(width: int, out: int) -> tuple[nn.Module, ...]:
+    return nn.Linear(width, out, bias=False), nn.BatchNorm1d(out), nn.ReLU(inplace=True)
