@@ -38,6 +38,9 @@ _LEAST_BYTES_PER_S = 50_000
 #: Files of servers that ignore ranges are kept whole on disk, so many, none longer than this.
 _WHOLE_KEPT = 2
 _MOST_WHOLE_BYTES = 8 * 2**30
+#: Where a part lies and how long its file is, in numbers that fit a table's 64 bits.
+_PART = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_WHOLE = re.compile(r"bytes \*/([0-9]{1,18})")
 
 # httpx logs every address at level INFO, with its query: that may be a signature.
 logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -112,10 +115,10 @@ class HttpDoor:
             basic = httpx.BasicAuth(*auth) if auth else None
             response = self._client.send(request, stream=True, auth=basic)
             try:
-                if not response.is_redirect:
+                if not response.has_redirect_location:
                     yield response
                     return
-                place = urljoin(place, response.headers["Location"])
+                place = _next_place(href, place, response.headers["Location"])
             finally:
                 response.close()
             check_href(self._provider, place)
@@ -164,6 +167,16 @@ class HttpDoor:
             return Answer(file.read(stop - start), stat)
 
 
+def _next_place(href: str, place: str, location: str) -> str:
+    """Return where a redirect leads to; any text can stand there."""
+    try:
+        return urljoin(place, location)
+    except ValueError as error:
+        raise GiveUp(
+            f"{named(href)} was redirected to what is no address.", failure="refused"
+        ) from error
+
+
 def _let_go(client: httpx.Client, whole: OrderedDict[str, tuple[IO[bytes], Stat]]) -> None:
     client.close()
     for file, _ in whole.values():
@@ -172,9 +185,7 @@ def _let_go(client: httpx.Client, whole: OrderedDict[str, tuple[IO[bytes], Stat]
 
 def _part(href: str, response: httpx.Response, start: int, stop: int, timeout_s: float) -> Answer:
     """Read an answer with status 206, which must be the part that was asked for."""
-    stated = re.fullmatch(
-        r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", "").strip()
-    )
+    stated = _PART.fullmatch(response.headers.get("Content-Range", "").strip())
     if stated is None:
         raise GiveUp(f"{named(href)}: a part came without its place.", failure="corrupt")
     first, last, size = (int(number) for number in stated.groups())
@@ -183,13 +194,18 @@ def _part(href: str, response: httpx.Response, start: int, stop: int, timeout_s:
             f"{named(href)}: bytes {first} to {last} came, {start} to {stop - 1} were due.",
             failure="short-read",
         )
-    data = b"".join(_body(response, stop - start, timeout_s))
-    return Answer(data, Stat(size, _tag(response)))
+    parts, due = [], last + 1 - first
+    for chunk in _body(response, due, timeout_s):
+        parts.append(chunk)
+        due -= len(chunk)
+        if due < 0:
+            raise GiveUp(f"{named(href)}: more came than was asked for.", failure="corrupt")
+    return Answer(b"".join(parts), Stat(size, _tag(response)))
 
 
 def _empty(href: str, response: httpx.Response) -> Answer:
     """Read an answer with status 416: the file ends before what was asked for."""
-    stated = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", "").strip())
+    stated = _WHOLE.fullmatch(response.headers.get("Content-Range", "").strip())
     if stated is None:
         raise GiveUp(f"{named(href)} is shorter than it was.", failure="changed")
     return Answer(b"", Stat(int(stated.group(1)), _tag(response)))
@@ -246,7 +262,7 @@ def _refuse_status(href: str, response: httpx.Response) -> None:
 def _retry_after_s(response: httpx.Response) -> float | None:
     """Return the pause that a server asks for: seconds, or a date."""
     text = response.headers.get("Retry-After", "").strip()
-    if text.isdigit():
+    if text.isascii() and text.isdigit():
         return float(text)
     try:
         date = parsedate_to_datetime(text)

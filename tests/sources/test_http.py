@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -115,6 +116,27 @@ def drip(handler: _Handler) -> None:
         time.sleep(0.1)
 
 
+def part_of(length: bytes) -> Reply:
+    """Send a part of a file that is so long."""
+
+    def reply(handler: _Handler) -> None:
+        handler.wfile.write(b"HTTP/1.1 206 Partial\r\nContent-Range: bytes 0-65535/" + length)
+        handler.wfile.write(b"\r\nContent-Length: 65536\r\n\r\n" + DATA[:65536])
+
+    return reply
+
+
+def endless(handler: _Handler) -> None:
+    """Promise a part, and send without end."""
+    handler.send_response(206)
+    handler.send_header("Content-Range", f"bytes 0-65535/{len(DATA)}")
+    handler.end_headers()
+    handler.close_connection = True
+    with contextlib.suppress(OSError):
+        while True:
+            handler.wfile.write(DATA)
+
+
 def silence(handler: _Handler) -> None:
     time.sleep(1.5)
     handler.close_connection = True
@@ -225,8 +247,16 @@ def test_windows_of_a_cog_cost_one_request_for_each_place(server: _Server, tmp_p
 
 @pytest.mark.parametrize(
     "fault",
-    [status(503), status(429), status(500), reset, part(send=70), part(send=0)],
-    ids=["503", "429", "500", "reset", "short", "empty"],
+    [
+        status(503),
+        status(429),
+        status(429, Retry_After="\xb2"),  # a digit, and no number
+        status(500),
+        reset,
+        part(send=70),
+        part(send=0),
+    ],
+    ids=["503", "429", "odd-pause", "500", "reset", "short", "empty"],
 )
 def test_a_passing_failure_is_tried_again(server: _Server, fault: Reply) -> None:
     server.script = [fault, fault]
@@ -324,6 +354,11 @@ def test_the_pace_is_kept() -> None:
         (status(302, Location="http://example.com/a.tif"), "refused"),
         (status(302, Location="file:///etc/passwd"), "refused"),
         (status(302, Location="/again"), "refused"),
+        (status(302, Location="http://[again"), "refused"),
+        (status(302), "forbidden"),
+        (status(304), "forbidden"),
+        (part_of(b"9" * 5000), "corrupt"),
+        (endless, "corrupt"),
     ],
 )
 def test_a_final_failure_is_not_tried_again(server: _Server, reply: Reply, failure: str) -> None:
