@@ -247,7 +247,9 @@ class Pretrain(_Strict):
 
     method: Literal["moco", "mae", "barlow"] = "moco"
     backbone: str = "resnet18"
-    """A timm ResNet or ViT: resnet18, resnet50, vit_tiny, vit_small, vit_base, vit_large."""
+    """A timm ResNet or ViT: resnet18, resnet34, resnet50, resnet101, vit_tiny, vit_small, vit_base,
+    vit_large. With `spec_` before it (spec_resnet50, spec_vit_small), behind SpectralEarth's
+    spectral adapter, for 75 bands or more."""
     product: str | None = None
     """Whose patches are learned from; None: the recipe's first image product."""
     steps: int = Field(default=1000, ge=1)

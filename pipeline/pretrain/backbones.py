@@ -1,4 +1,7 @@
-"""Encoders for images of any number of bands: timm's ResNets and vision transformers."""
+"""Encoders for images of any number of bands: timm's ResNets and vision transformers.
+
+`spec_` before a name puts the spectral adapter in front of it (`pipeline.pretrain.spectral`).
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,25 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pipeline.errors import RecipeError
+from pipeline.pretrain.spectral import SpectralPatchEmbed, replace_stem
 
 #: Recipe name to timm's name.
 RESNETS = {name: name for name in ("resnet18", "resnet34", "resnet50", "resnet101")}
 VITS = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
+#: Before the name of one of these: with a spectral adapter.
+SPECTRAL = "spec_"
 
 #: Below this edge a ResNet keeps full resolution in its stem (a 3 x 3 convolution, no pooling), as
 #: for CIFAR in He et al. 2016 (arXiv 1512.03385, section 4.2): the usual stem would shrink a
-#: 32-pixel crop to a single value before the last stage.
+#: 32-pixel crop to a single value before the last stage. Behind a spectral adapter, which keeps
+#: full resolution, the first stage keeps it too.
 SMALL_PX = 64
 
 
@@ -29,13 +37,23 @@ class EncoderShape:
     """What an encoder is built from; stored with its weights."""
 
     backbone: str
-    """A key of `RESNETS` or `VITS`."""
+    """A key of `RESNETS` or `VITS`, or one behind `SPECTRAL`."""
     bands: int
     """Bands of its images."""
     image_px: int
     """Edge of its images."""
     patch_px: int
     """Edge of a ViT's tokens; a ResNet has none."""
+
+    @property
+    def family(self) -> str:
+        """The backbone without its adapter."""
+        return self.backbone.removeprefix(SPECTRAL)
+
+    @property
+    def spectral(self) -> bool:
+        """Whether it has a spectral adapter."""
+        return self.backbone.startswith(SPECTRAL)
 
 
 def build_encoder(shape: EncoderShape, *, seed: int) -> nn.Module:
@@ -46,16 +64,19 @@ def build_encoder(shape: EncoderShape, *, seed: int) -> nn.Module:
     Raises
     ------
     RecipeError
-        No such backbone, or the tokens do not divide the image.
+        No such backbone, tokens that do not divide the image, or too few bands for an adapter.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if shape.backbone in RESNETS:
+        if shape.family in RESNETS:
             return _resnet(shape)
-        if shape.backbone in VITS:
+        if shape.family in VITS:
             return _vit(shape)
     known = ", ".join((*RESNETS, *VITS))
-    raise RecipeError(f"`pretrain.backbone` is {shape.backbone!r}, which is not one of: {known}.")
+    raise RecipeError(
+        f"`pretrain.backbone` is {shape.backbone!r}, which is not one of: {known}; or one of these "
+        f"behind `{SPECTRAL}`, for spectra of many bands."
+    )
 
 
 def width_of(encoder: nn.Module) -> int:
@@ -67,9 +88,12 @@ def width_of(encoder: nn.Module) -> int:
 
 def _resnet(shape: EncoderShape) -> nn.Module:
     net: Any = timm.create_model(
-        RESNETS[shape.backbone], pretrained=False, num_classes=0, in_chans=shape.bands
+        RESNETS[shape.family], pretrained=False, num_classes=0, in_chans=shape.bands
     )
-    if shape.image_px < SMALL_PX:
+    small = shape.image_px < SMALL_PX
+    if shape.spectral:
+        replace_stem(net, shape.bands, stride=1 if small else 2)
+    elif small:
         width = net.bn1.num_features
         net.conv1 = nn.Conv2d(shape.bands, width, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -86,7 +110,7 @@ def _vit(shape: EncoderShape) -> nn.Module:
             "another `pretrain.crop_px`."
         )
     net: Any = timm.create_model(
-        VITS[shape.backbone],
+        VITS[shape.family],
         pretrained=False,
         num_classes=0,
         in_chans=shape.bands,
@@ -95,6 +119,7 @@ def _vit(shape: EncoderShape) -> nn.Module:
         class_token=False,
         global_pool="avg",
         fc_norm=False,
+        embed_layer=SpectralPatchEmbed if shape.spectral else PatchEmbed,
     )
     # Fixed 2-D sines and a patch embedding that starts like a linear layer: MAE and MoCo v3
     # (arXiv 2111.06377, 2104.02057) both found learned positions unnecessary.

@@ -88,7 +88,7 @@ def _moco(settings: Pretrain, encoder: nn.Module) -> MoCo:
 
 
 def _mae(settings: Pretrain, shape: EncoderShape, encoder: nn.Module) -> MAE:
-    if shape.backbone in RESNETS:
+    if shape.family in RESNETS:
         raise RecipeError(
             f'`pretrain.method = "mae"` hides tokens, and {shape.backbone} has none; choose a '
             'ViT, such as `backbone = "vit_small"`.'

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.raster.lattice import same_zone
 from pipeline.raster.masks import FILL, fractions
-from pipeline.records import PlannedPatch, Rejected
+from pipeline.records import PlannedPatch, Rejected, Scene
 from pipeline.stages.extract import (
     Failure,
     Trial,
@@ -91,11 +92,19 @@ def _by_masks(trials: Sequence[Trial], lock: Lock, quality: Quality, threads: Ex
         for whom in (_leader, _followers):
             asked = [trial for trial in asked if _each(trial, whom, _suits(lock))]
             listed = listed_by(trial for trial in trials if trial.open)
-            wanted = {scene: listed[scene] for scene in needed_scenes(asked, whom)}
+            wanted = {
+                scene: _in_zone(listed[scene], lock.scenes[scene])
+                for scene in needed_scenes(asked, whom)
+            }
             quality.load(wanted, threads)
             asked = [trial for trial in asked if _each(trial, whom, _looks_good(lock, quality))]
         for trial in asked:
             trial.accepted = True
+
+
+def _in_zone(patches: Sequence[PlannedPatch], scene: Scene) -> list[PlannedPatch]:
+    """Return the patches that a scene can serve at all; of the others nothing is to be read."""
+    return [patch for patch in patches if same_zone(patch.epsg, scene.epsg)]
 
 
 def _by_bands(results: Iterable[tuple[Pick, Result]], decided: dict[int, Decided]) -> None:

@@ -33,7 +33,10 @@ def build_shard(order: ShardOrder) -> ShardReport:
 
     Nothing is committed, and the report says why, if a file could not be read now and this is
     not the final round, if a provider's circuit is open, or if over half of the patches failed.
-    A retry (revision 2 and later) commits, and says, nothing where nothing changed.
+    A retry (revision 2 and later) commits, and says, nothing where nothing changed; it fails
+    nothing anew, so there is no such bound for it. A revision that is there already, because a
+    worker died between its commit and its answer, is reported as it is and never written again:
+    the network may be in another mood now.
 
     Raises
     ------
@@ -43,6 +46,8 @@ def build_shard(order: ShardOrder) -> ShardReport:
         The recipe asks for pixels that the product does not have.
     """
     store = open_store(order.root)
+    if done := _done(store, order):
+        return done
     lock = read_lock(store, order.plan, order.shard)
     before = _before(store, order)
     trials = trials_of(lock.patches, list(lock.loaded.products))
@@ -64,12 +69,27 @@ def build_shard(order: ShardOrder) -> ShardReport:
         return report
     rows = _rows(decided, reader)
     _count(report, [*rows, *kept])
-    if not order.accept_failures and too_many_failures(trials):
+    if before is None and not order.accept_failures and too_many_failures(trials):
         report.passing = f"{sum(report.failed.values())} of {len(lock.patches)} patches failed"
         return report
     if before is not None and not _changed(before, rows):
         return report
+    # A worker that was taken for dead may have been faster.
+    if done := _done(store, order):
+        return done
     _write(store, order, lock, specs, decided, rows, kept, before, report)
+    return report
+
+
+def _done(store: ObjectStore, order: ShardOrder) -> ShardReport | None:
+    """Return what became of the revision if it is committed, else None."""
+    try:
+        commit = read_commit(store, order.name, order.revision)
+    except KeyError:
+        return None
+    report = ShardReport(order.name, committed=True)
+    _count(report, to_rows(commit.ledger, LedgerRow))
+    report.bytes = sum(size for _, size in commit.objects.values())
     return report
 
 

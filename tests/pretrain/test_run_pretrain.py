@@ -89,6 +89,7 @@ def test_streamed_batches_are_those_of_the_order(published):
         ({"product": "nothing"}, "image products"),
         ({"method": "mae"}, "choose a ViT"),
         ({"backbone": "alexnet"}, "resnet18"),
+        ({"backbone": "spec_vit_tiny"}, "75 bands"),
     ],
 )
 def test_a_wrong_recipe_is_explained(published, wrong, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from pipeline.engine.dask import DaskEngine
 from pipeline.errors import IntegrityError, RecipeError, TryAgain
 from pipeline.products.catalogue import FILL_INT16, LEGEND
 from pipeline.store import layout
+from pipeline.task.order import ShardOrder
+from pipeline.task.shard import build_shard
 
 CLOUD = np.full((64, 64), 2, "uint8")
 
@@ -130,6 +133,19 @@ def test_nodata_found_in_the_bands_sends_a_patch_to_the_next_candidate(rig: Any)
     assert [rows[0, "image", s, "2021-07"].rank for s in (0, 1)] == [1, 0]
 
 
+def test_a_scene_of_another_zone_is_no_matter_for_the_patches_it_suits(rig: Any) -> None:
+    rig.scene("image/d1/t1")
+    rig.scene("image/d2/t1")
+    rig.scenes["image/d2/t1"] = replace(rig.scenes["image/d2/t1"], epsg=32634)
+    rig.patch(0, [["image/d1/t1"], ["image/d2/t1"]])
+    rig.patch(1, [["image/d1/t1"]])
+    rig.patch(2, [["image/d2/t1"]])
+    rig.patches[2] = replace(rig.patches[2], epsg=32634)
+    report = rig.extract()
+    # Its file says zone 33 and its scene 34: that is a failure of the patch that it suits.
+    assert (report.written, report.failed) == (2, {"wrong-grid": 1})
+
+
 def test_unmasked_scenes_pass_if_the_recipe_says_so(rig: Any) -> None:
     rig.wishes[0]["allow_unmasked"] = True
     rig.scene("image/d1/t1", masked=False)
@@ -163,8 +179,8 @@ def test_leader_and_follower_stand_and_fall_together(rig: Any) -> None:
 # --- failures --------------------------------------------------------------------------------
 
 
-def break_file(rig: Any, how: str) -> None:
-    path = rig.file("image/d2/t1", "fine")
+def break_file(rig: Any, how: str, scene: str = "image/d2/t1") -> None:
+    path = rig.file(scene, "fine")
     if how == "gone":
         path.unlink()
     elif how == "not-an-image":
@@ -249,6 +265,17 @@ def test_resume_skips_what_is_committed_and_ends_in_the_same_bytes(rig: Any) -> 
     assert rig.objects() == whole
     assert rig.digest() == digest
     assert rig.extract().shards == 0
+
+
+def test_a_shard_that_is_committed_is_not_built_again(rig: Any) -> None:
+    """A worker died after its commit, and the next one finds a source gone."""
+    fill(rig)
+    rig.extract()
+    whole = rig.objects()
+    break_file(rig, "gone", "image/d1/t1")
+    report = build_shard(ShardOrder(rig.store.url, 1, 0, final=True, accept_failures=True))
+    assert (report.committed, report.written) == (True, 6)
+    assert rig.objects() == whole
 
 
 @pytest.mark.slow
