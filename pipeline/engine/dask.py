@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster, as_completed
+from distributed import Client, KilledWorker, LocalCluster
+from distributed.client import ClosedClientError
+from tornado.ioloop import PeriodicCallback
 
 from pipeline.errors import RecipeError, TryAgain
 from pipeline.ports import Outcome
@@ -21,10 +26,15 @@ from pipeline.ports import Outcome
 #: Workers that may die under one task before the task is given back as an error. Death is often
 #: not the task's fault (a machine taken away, a neighbour's memory).
 DEATHS_ALLOWED = 3
-#: Items handed out for each worker: one in work, one waiting, so that no worker idles.
-QUEUED_PER_WORKER = 2
+#: Items handed out for each worker. None waits at a worker: the death of a worker counts against
+#: all that wait there, and next to a task that kills every worker they would be given up with it.
+HANDED_PER_WORKER = 1
 #: How long to wait for a scheduler that was named.
 CONNECT_S = 30
+#: How often it is made sure that the workers of a local cluster, or the scheduler, are there.
+LOOK_AFTER_S = 5.0
+#: What an address of a scheduler looks like.
+_ADDRESS = re.compile(r"(?:(?:tcp|tls)://)?[^/\s]+:\d{1,5}")
 
 
 class DaskEngine:
@@ -44,6 +54,10 @@ class DaskEngine:
         if scheduler is not None and workers is not None:
             raise RecipeError(
                 "a running scheduler brings its own workers: leave --workers out with --scheduler."
+            )
+        if scheduler is not None and not _ADDRESS.fullmatch(scheduler):
+            raise RecipeError(
+                f"{scheduler!r} is no address of a Dask scheduler, such as `tcp://host:8786`."
             )
         self.announce: Callable[[str], object] | None = None
         """Called once with the dashboard's address, in words."""
@@ -98,28 +112,34 @@ class DaskEngine:
         A task whose worker died is given to another one; after more than `DEATHS_ALLOWED` deaths
         the outcome is a `TryAgain` (`worker-died`). Leaving the iteration early cancels what has
         not been started.
+
+        Raises
+        ------
+        TryAgain
+            The scheduler is gone (`scheduler-died`), and with it what was in work.
         """
         client = self._connected()
-        room = in_flight or QUEUED_PER_WORKER * self.workers
+        room = in_flight or HANDED_PER_WORKER * self.workers
         source = iter(items)
-        given: dict[Any, Any] = {}
+        given: dict[Any, tuple[Any, Any]] = {}
+        finished: SimpleQueue[Any] = SimpleQueue()
 
-        def hand_out(count: int) -> list[Any]:
-            futures = []
-            for item in itertools.islice(source, count):
+        def hand_out() -> None:
+            for item in itertools.islice(source, room - len(given)):
                 future = client.submit(function, item, pure=False)
-                given[future.key] = item
-                futures.append(future)
-            return futures
+                given[future.key] = (future, item)
+                future.add_done_callback(finished.put)
 
-        running = as_completed(hand_out(room))
-        try:
-            for future in running:
-                item = given.pop(future.key)
-                yield _outcome(item, future)
-                running.update(hand_out(room - len(given)))
-        finally:
-            client.cancel(list(running.futures), force=True)
+        with _connection():
+            try:
+                hand_out()
+                while given:
+                    future = _first(finished, client)
+                    _, item = given.pop(future.key)
+                    yield _outcome(item, future)
+                    hand_out()
+            finally:
+                client.cancel([future for future, _ in given.values()], force=True)
 
     def _connected(self) -> Client:
         if self._client is None:
@@ -127,14 +147,8 @@ class DaskEngine:
         return self._client
 
     def _start(self) -> None:
-        with dask.config.set({"distributed.scheduler.allowed-failures": DEATHS_ALLOWED}):
-            if self._scheduler is None:
-                self._cluster = LocalCluster(
-                    n_workers=self._wanted or os.cpu_count() or 1,
-                    threads_per_worker=1,
-                    processes=True,
-                    dashboard_address="127.0.0.1:0",
-                )
+        if self._scheduler is None:
+            self._cluster = _local_cluster(self._wanted or os.cpu_count() or 1)
         try:
             self._client = Client(self._cluster or self._scheduler, timeout=CONNECT_S)
         except OSError as error:
@@ -150,6 +164,49 @@ class DaskEngine:
         if self._cluster is not None:
             self._cluster.close()
         self._client = self._cluster = None
+
+
+def _local_cluster(workers: int) -> LocalCluster:
+    """Start worker processes that are replaced when they die.
+
+    Their nannies do that, but for one that dies while its nanny still waits for it to start: that
+    one is left dead (distributed 2026.8). The cluster forgets it after a while, and scaling to
+    the same number then starts another.
+    """
+    with dask.config.set({"distributed.scheduler.allowed-failures": DEATHS_ALLOWED}):
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+        )
+    looking_after = PeriodicCallback(lambda: cluster.scale(workers), LOOK_AFTER_S * 1000)
+    cluster.periodic_callbacks["workers"] = looking_after  # the cluster stops it when it closes
+    loop: Any = cluster.loop
+    loop.add_callback(looking_after.start)
+    return cluster
+
+
+def _first(finished: SimpleQueue[Any], client: Client) -> Any:
+    """Wait for the first finished future; of a lost scheduler some would never finish."""
+    while True:
+        try:
+            return finished.get(timeout=LOOK_AFTER_S)
+        except Empty:
+            if client.status in ("closing", "closed"):
+                raise ClosedClientError from None
+
+
+@contextmanager
+def _connection() -> Iterator[None]:
+    """Say in our words that the scheduler went away."""
+    try:
+        yield
+    except ClosedClientError as error:
+        raise TryAgain(
+            "the Dask scheduler is gone; what is committed stays: run the same command again.",
+            failure="scheduler-died",
+        ) from error
 
 
 def _outcome(item: Any, future: Any) -> Outcome:

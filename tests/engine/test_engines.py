@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.engine.dask import DaskEngine
 from pipeline.engine.serial import SerialEngine
-from pipeline.errors import GiveUp, RecipeError
+from pipeline.errors import GiveUp, RecipeError, TryAgain
 from pipeline.ports import Engine
 
 
@@ -29,6 +32,13 @@ def die_once(item: tuple[str, int]) -> int:
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return item[1]
+
+
+def die_always(number: int) -> int:
+    """Kill whoever takes number 0, at once: its nanny is still busy with starting it."""
+    if number == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +91,53 @@ def test_the_number_in_flight_is_bounded(engine: Engine) -> None:
 def test_a_worker_s_death_is_not_the_task_s(dask_engine: DaskEngine, tmp_path: Path) -> None:
     (outcome,) = dask_engine.run(die_once, [(str(tmp_path / "died"), 7)])
     assert outcome.result == 7
+
+
+@pytest.mark.slow
+def test_a_task_that_kills_every_worker_takes_no_other_with_it(dask_engine: DaskEngine) -> None:
+    outcomes = {o.item: o for o in dask_engine.run(die_always, range(4))}
+    error = outcomes.pop(0).error
+    assert isinstance(error, TryAgain)
+    assert error.failure == "worker-died"
+    assert {item: o.result for item, o in outcomes.items()} == {1: 1, 2: 2, 3: 3}
+
+
+def test_a_scheduler_that_goes_away_is_told_in_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.engine.dask.CONNECT_S", 2)
+    monkeypatch.setattr("pipeline.engine.dask.LOOK_AFTER_S", 0.5)
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    command += ["--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "Scheduler at:" in line)
+        with DaskEngine(scheduler=line.split()[-1]) as engine:
+            outcomes = engine.run(square_or_fail, _after_one(process.kill), in_flight=2)
+            with pytest.raises(TryAgain, match="scheduler is gone"):
+                # There is no worker, so what was handed out would wait for ever.
+                list(outcomes)
+
+
+def _after_one(act: Callable[[], object]) -> Iterator[int]:
+    yield 1
+    act()
+    yield from itertools.count(4)
+
+
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:x", "http://127.0.0.1:8786", ""])
+def test_what_is_no_address_of_a_scheduler_is_refused(address: str) -> None:
+    with pytest.raises(RecipeError, match="no address of a Dask scheduler"):
+        DaskEngine(scheduler=address)
+
+
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.engine.dask.CONNECT_S", 0.5)
+    with (
+        pytest.raises(RecipeError, match=r"no Dask scheduler answered at tcp://127\.0\.0\.1:1 "),
+        DaskEngine(scheduler="tcp://127.0.0.1:1"),
+    ):
+        pass
 
 
 def test_entering_again_keeps_the_cluster(dask_engine: DaskEngine) -> None:
