@@ -5,15 +5,15 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import sys
-from dataclasses import fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.errors import RecipeError, TerrashardError
+from pipeline.errors import RecipeError, TerrashardError, TryAgain
 
 if TYPE_CHECKING:
     from pipeline.ports import Engine, ObjectStore
@@ -23,12 +23,16 @@ app = typer.Typer(
     name="terrashard",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"max_content_width": 100},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Curate EnMAP, Sentinel and Landsat archives into Zarr shards, and pretrain on them.",
     epilog="Stages in order: sample, search, plan, extract, publish, pretrain, evaluate. "
     "Exit codes: 0 done, 2 edit the recipe, 65 stored facts contradict, 69 gave up, 75 try again.",
 )
+
+#: Exit codes of what is no error of ours: an interrupt (128 + SIGINT), and the system's refusals.
+INTERRUPTED, EDIT, TRY_AGAIN = 130, RecipeError.exit_code, TryAgain.exit_code
 
 RecipeArg = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A TOML file, or a built-in recipe's name.")
@@ -44,8 +48,9 @@ RootOption = Annotated[
 CutoffOption = Annotated[
     datetime | None,
     typer.Option(
+        metavar="DATE",
         formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"],
-        help="Plan only slots that were closed by then (UTC). [default: all of the period]",
+        help="Plan only slots that were closed by then (UTC): 2024-06-30. [default: all]",
     ),
 ]
 SchedulerOption = Annotated[
@@ -53,12 +58,13 @@ SchedulerOption = Annotated[
     typer.Option(metavar="ADDRESS", help="A running Dask scheduler, e.g. tcp://scheduler:8786."),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=1, help="Local worker processes. [default: one per core]")
+    int | None,
+    typer.Option(min=1, metavar="N", help="Local worker processes. [default: one per core]"),
 ]
 SerialOption = Annotated[
     bool, typer.Option("--serial", help="No workers: run in this process (debugging).")
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, or cuda.")]
+DeviceOption = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, or cuda.")]
 
 
 # --- the stages ------------------------------------------------------------------------------
@@ -91,17 +97,16 @@ def plan(
         bool, typer.Option("--dry-run", help="Print what it would cost; write nothing.")
     ] = False,
     mbit_per_s: Annotated[
-        float, typer.Option(min=0.001, help="Bandwidth for the estimate of hours.")
+        float,
+        typer.Option(min=0.001, metavar="MBIT", help="Bandwidth for the estimate of time."),
     ] = 100,
 ) -> None:
     """Lock what goes into which shard: write a plan (no network)."""
     from pipeline.run.plan import run_plan
 
     loaded, store = _open(recipe, root)
-    report = run_plan(loaded, store, cutoff=cutoff, dry_run=dry_run)
+    report = run_plan(loaded, store, cutoff=cutoff, dry_run=dry_run, mbit_per_s=mbit_per_s)
     _say(report)
-    if report.estimate is not None:
-        typer.echo(f"hours at {mbit_per_s:g} Mbit/s  {report.estimate.hours(mbit_per_s):.2f}")
 
 
 @app.command(epilog="Example: terrashard extract demo --workers 2")
@@ -117,14 +122,15 @@ def extract(
     from pipeline.watch.progress import Progress
 
     loaded, store = _open(recipe, root)
-    with Progress() as progress, _engine(workers, scheduler, serial, progress) as engine:
+    with Progress() as progress:
+        engine = _engine(workers, scheduler, serial, progress)
         report = run_extract(loaded, store, engine, progress=progress)
     _say(report)
 
 
 @app.command(epilog="Example: terrashard publish demo")
 def publish(recipe: RecipeArg, root: RootOption = None) -> None:
-    """Make a version: index, statistics and splits of what was written."""
+    """Make a version of what was written: index, statistics, splits."""
     from pipeline.run.publish import run_publish
 
     loaded, store = _open(recipe, root)
@@ -136,7 +142,8 @@ def pretrain(
     recipe: RecipeArg,
     root: RootOption = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of the model. [default: of its settings]")
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the model. [default: of its settings]"),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not resume a checkpoint.")] = False,
     device: DeviceOption = "auto",
@@ -158,7 +165,8 @@ def evaluate(
     recipe: RecipeArg,
     root: RootOption = None,
     model: Annotated[
-        str | None, typer.Option(help="Name of the model. [default: the recipe's own]")
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the model. [default: the recipe's own]"),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -169,21 +177,23 @@ def evaluate(
     loaded, store = _open(recipe, root)
     with Progress() as progress:
         report = run_evaluate(loaded, store, model=model, device=device, progress=progress)
-    typer.echo(str(report))
+    _say(report)
 
 
 @app.command(epilog="Example: terrashard run demo --root data/demo --until publish")
 def run(
     recipe: RecipeArg,
     root: RootOption = None,
-    until: Annotated[str | None, typer.Option(help="Last stage to run. [default: all]")] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Last stage to run. [default: all]")
+    ] = None,
     cutoff: CutoffOption = None,
     workers: WorkersOption = None,
     scheduler: SchedulerOption = None,
     serial: SerialOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Run every stage in the recipe's order; finished ones are skipped or resumed."""
+    """Run every stage of the recipe; run it again to resume."""
     from pipeline.run.everything import run_everything
     from pipeline.watch.progress import Progress
 
@@ -222,9 +232,11 @@ def check(
 
 @app.command(epilog="Example: terrashard init demo my-recipe.toml")
 def init(
-    name: Annotated[str, typer.Argument(help="A built-in recipe (see `terrashard recipes`).")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A built-in recipe (see `terrashard recipes`).")
+    ],
     path: Annotated[
-        Path | None, typer.Argument(help="File to write. [default: <name>.toml]")
+        Path | None, typer.Argument(metavar="FILE", help="File to write. [default: <name>.toml]")
     ] = None,
 ) -> None:
     """Copy a built-in recipe to start from; never overwrites."""
@@ -244,9 +256,11 @@ def recipes() -> None:
 
 @app.command(epilog="Example: terrashard products sentinel-2-l2a")
 def products(
-    product: Annotated[str | None, typer.Argument(help="Show one product's bands.")] = None,
+    product: Annotated[
+        str | None, typer.Argument(metavar="PRODUCT", help="Show one product's bands.")
+    ] = None,
 ) -> None:
-    """List the products, or the bands, mask rules and providers of one."""
+    """List the products, or show one: bands, mask rules, providers."""
     from pipeline.run.check import describe_product, list_products
 
     typer.echo(describe_product(product) if product else list_products())
@@ -257,11 +271,11 @@ def products(
 
 @app.command(epilog="Example: terrashard status demo")
 def status(recipe: RecipeArg, root: RootOption = None) -> None:
-    """Account for every planned patch: written, rejected (why), failed (class), pending."""
+    """Account for every patch: written, rejected, failed, pending."""
     from pipeline.run.status import run_status
 
-    _, store = _open(recipe, root)
-    _say(run_status(store))
+    loaded, store = _open(recipe, root)
+    _say(run_status(loaded, store))
 
 
 @app.command(epilog="Example: terrashard retry demo --only timeout --only throttled")
@@ -269,7 +283,8 @@ def retry(
     recipe: RecipeArg,
     root: RootOption = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Failure classes to try again. [default: all]")
+        list[str] | None,
+        typer.Option(metavar="CLASS", help="Failure classes to try again. [default: all]"),
     ] = None,
     workers: WorkersOption = None,
     scheduler: SchedulerOption = None,
@@ -280,7 +295,8 @@ def retry(
     from pipeline.watch.progress import Progress
 
     loaded, store = _open(recipe, root)
-    with Progress() as progress, _engine(workers, scheduler, serial, progress) as engine:
+    with Progress() as progress:
+        engine = _engine(workers, scheduler, serial, progress)
         report = run_retry(loaded, store, engine, classes=only, progress=progress)
     _say(report)
 
@@ -290,11 +306,14 @@ def verify(
     recipe: RecipeArg,
     root: RootOption = None,
     share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of patches read again from their source.")
+        float,
+        typer.Option(
+            min=0, max=1, metavar="SHARE", help="Share of patches read again from their source."
+        ),
     ] = 0.01,
-    seed: Annotated[int, typer.Option(help="Which patches are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Which patches are drawn.")] = 0,
 ) -> None:
-    """Hash every shard again, add the ledger up, compare some patches with their source."""
+    """Hash the shards, add the ledger up, read some patches again."""
     from pipeline.run.verify import run_verify
 
     loaded, store = _open(recipe, root)
@@ -302,8 +321,10 @@ def verify(
 
 
 @app.command(epilog="Example: terrashard schemas schemas")
-def schemas(folder: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:
-    """Write the JSON Schemas of the recipe, of product files and of every table."""
+def schemas(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write to.")],
+) -> None:
+    """Write the JSON Schemas of recipes, product files and tables."""
     from pipeline.run.schemas import write_schemas
 
     for path in write_schemas(folder):
@@ -315,7 +336,7 @@ def schemas(folder: Annotated[Path, typer.Argument(help="Folder to write to.")])
 
 @app.command(epilog="Example: terrashard simulate data/simulated-archive")
 def simulate(
-    folder: Annotated[str, typer.Argument(help="Folder to write to.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder to write to.")],
     shards: Annotated[
         int | None,
         typer.Option(
@@ -324,9 +345,9 @@ def simulate(
             help="Write a published data set of so many locations instead of scenes.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed, another planet.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Another seed, another planet.")] = 0,
 ) -> None:
-    """Make an archive whose every pixel is a known function of place, time and band."""
+    """Make an archive in which the truth of every pixel is known."""
     from pipeline.run.simulate import run_simulate
     from pipeline.watch.progress import Progress
 
@@ -337,10 +358,14 @@ def simulate(
 
 @app.command(epilog="Example: terrashard serve data/simulated-archive --port 8790")
 def serve(
-    folder: Annotated[Path, typer.Argument(help="An archive made by `simulate`.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8790,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="An archive made by `simulate`.")
+    ],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="0: any free one.")
+    ] = 8790,
 ) -> None:
-    """Serve a simulated archive on loopback: STAC item search and range requests."""
+    """Serve a simulated archive on loopback: STAC search and files."""
     from pipeline.run.serve import run_serve
 
     run_serve(folder, port=port, say=typer.echo)
@@ -350,7 +375,7 @@ def serve(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; every expected error becomes one paragraph and its exit code.
+    """Run the command line; every error becomes one paragraph and an exit code.
 
     `--debug` anywhere on the line shows the traceback instead.
     """
@@ -360,14 +385,34 @@ def main(arguments: list[str] | None = None) -> None:
         arguments.remove("--debug")
     try:
         app(args=arguments, prog_name="terrashard")
-    except TerrashardError as error:
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # typer makes an interrupt an exit
+            typer.echo("terrashard: stopped; run the same command again to go on.", err=True)
+        raise
+    except Exception as error:
         if debug:
             raise
-        typer.echo(f"terrashard: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("terrashard: stopped; run the same command again to go on.", err=True)
-        sys.exit(130)
+        text, code = _explain(error)
+        typer.echo(f"terrashard: {text}", err=True)
+        sys.exit(code)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """Return one paragraph and the exit code of what ended a command."""
+    if isinstance(error, TerrashardError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        text = f"{name}{error.strerror or error}."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
+            return f"{text} Make room, then run the same command again to go on.", TRY_AGAIN
+        return text, EDIT
+    what = " ".join(str(error).split())[:300]
+    return (
+        f"this is a fault of the program: {type(error).__name__}: {what}. What is committed "
+        "stays; `--debug` shows where it happened.",
+        1,
+    )
 
 
 def _open(recipe: str, root: str | None) -> tuple[LoadedRecipe, ObjectStore]:
@@ -393,29 +438,6 @@ def _engine(workers: int | None, scheduler: str | None, serial: bool, progress: 
 
 
 def _say(report: Any) -> None:
-    for name, value in _lines(report):
-        typer.echo(f"{name:<28} {value}")
+    from pipeline.watch.tell import tell
 
-
-def _lines(report: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Flatten a report into words and values, one line each."""
-    if is_dataclass(report):
-        pairs = [(field.name, getattr(report, field.name)) for field in fields(report)]
-    elif isinstance(report, dict):
-        pairs = list(report.items())
-    else:
-        return [(prefix.strip(), str(report))]
-    lines = []
-    for name, value in pairs:
-        if value is None:
-            continue
-        label = f"{prefix}{name}".replace("_", " ")
-        if is_dataclass(value) or isinstance(value, dict):
-            lines += _lines(value, f"{label} ")
-        elif isinstance(value, float):
-            lines.append((label, f"{value:,.4g}"))
-        elif isinstance(value, int) and not isinstance(value, bool):
-            lines.append((label, f"{value:,}"))
-        else:
-            lines.append((label, str(value)))
-    return lines
+    typer.echo(tell(report))

@@ -12,7 +12,7 @@ import tomllib
 from datetime import UTC, date, datetime, time
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -116,6 +116,11 @@ class Window(_Strict):
     end: date
     """Day after the last."""
 
+    @model_validator(mode="after")
+    def _forward(self) -> Window:
+        _check_order(self.start, self.end)
+        return self
+
 
 class Windows(_Strict):
     """Dated windows, one slot each."""
@@ -136,6 +141,16 @@ class _Period(_Strict):
     """First day of the period."""
     end: date = Field(json_schema_extra=EXTENT)
     """Day after the last."""
+
+    @model_validator(mode="after")
+    def _forward(self) -> Self:
+        _check_order(self.start, self.end)
+        return self
+
+
+def _check_order(start: date, end: date) -> None:
+    if start >= end:
+        raise ValueError(f"`start` {start} must be before `end` {end}, the day after the last")
 
 
 class Seasons(_Period):
@@ -206,11 +221,15 @@ class ProductWish(_Strict):
     """Largest distance in time to the leader, in days (0: the same acquisition, by datatake)."""
 
     @model_validator(mode="after")
-    def _local_has_path(self) -> ProductWish:
+    def _sound(self) -> ProductWish:
         if self.provider == "local" and self.path is None:
-            raise ValueError('`provider = "local"` needs `path`, the folder of product folders')
+            raise ValueError("needs `path`, the folder of product folders, or another `provider`")
         if self.follows is None and self.within_days:
-            raise ValueError("`within_days` belongs to a product that `follows` another")
+            raise ValueError("has `within_days`, which belongs to a product that `follows` another")
+        if not self.bands:
+            raise ValueError('`bands` is empty: name some, or write "default" or "all"')
+        if self.pixel_m is not None and self.pixel_m <= 0:
+            raise ValueError(f"`pixel_m` is {self.pixel_m:g}; a pixel has more than 0 metres")
         return self
 
 
@@ -323,12 +342,17 @@ class Recipe(_Strict):
                 raise ValueError(f"product {wish.id!r} is listed twice")
             leader = next((w for w in self.product if w.id == wish.follows), None)
             if wish.follows is not None and (leader is None or leader.follows or leader is wish):
-                leaders = ", ".join(w.id for w in self.product if w.follows is None)
+                leaders = ", ".join(
+                    w.id for w in self.product if w.follows is None and w is not wish
+                )
                 raise ValueError(
-                    f"{wish.id!r} follows {wish.follows!r}, which is not one of: {leaders}"
+                    f"{wish.id!r} follows {wish.follows!r}, which is not one of: "
+                    f"{leaders or '(there is no other)'}"
                 )
         if isinstance(self.sample, Scenes) and self.sample.product not in ids:
-            raise ValueError(f"`sample.product` {self.sample.product!r} is not one of: {ids}")
+            raise ValueError(
+                f"`sample.product` {self.sample.product!r} is not one of: {', '.join(ids)}"
+            )
         return self
 
 
@@ -366,6 +390,7 @@ class LoadedRecipe:
         }
         self.lattice: Lattice = lattice(recipe.cell.lattice)
         self.identity = _identity(recipe, self.products)
+        _check_training(recipe, self.products)
         # Asked for every patch, and hundreds of bands are looked at: worked out once, which also
         # refuses what cannot be.
         self._bands = {key: self._wanted_bands(key) for key in self.products}
@@ -486,13 +511,16 @@ def load_recipe(reference: str | Path) -> LoadedRecipe:
         path = Path(str(built_in))
     try:
         values = tomllib.loads(path.read_text())
-        recipe = Recipe.model_validate(values)
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}.") from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not valid TOML: {error}.") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text: {error}.") from error
+    try:
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(explain(error, str(path))) from error
+        raise RecipeError(explain(error, str(path), values)) from error
     return LoadedRecipe(recipe, path.resolve().parent)
 
 
@@ -500,6 +528,20 @@ def recipe_names() -> tuple[str, ...]:
     """Return the names of the built-in recipes, sorted."""
     names = (entry.name for entry in files("pipeline.recipes").iterdir())
     return tuple(sorted(name[:-5] for name in names if name.endswith(".toml")))
+
+
+def _check_training(recipe: Recipe, products: dict[str, Product]) -> None:
+    """Refuse training on what the recipe does not hold, before anything is downloaded."""
+    for key, product, kind in (
+        ("pretrain.product", recipe.pretrain and recipe.pretrain.product, "image"),
+        ("evaluate.labels", recipe.evaluate and recipe.evaluate.labels, "labels"),
+    ):
+        fit = [name for name, facts in products.items() if facts.kind == kind]
+        if product is not None and product not in fit:
+            raise RecipeError(
+                f"recipe {recipe.name}: `{key}` is {product!r}; allowed are its products of kind "
+                f"`{kind}`: {', '.join(fit) or '(there is none)'}."
+            )
 
 
 def _frozen(recipe: Recipe) -> dict[str, Any]:

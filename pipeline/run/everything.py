@@ -71,8 +71,7 @@ def _run(
     if stage == "extract":
         from pipeline.run.extract import run_extract
 
-        with engine() as machines:
-            return run_extract(loaded, store, machines, progress=progress)
+        return run_extract(loaded, store, engine(), progress=progress)
     if stage == "publish":
         from pipeline.run.publish import run_publish
 

@@ -93,7 +93,7 @@ def run_extract(
         A plan is not what its header says.
     """
     began_s = time.monotonic()
-    layout.claim(store, loaded)
+    layout.is_claimed(store, loaded)
     plans = plan_numbers(store)
     if not plans:
         raise RecipeError(f"{store.url} has no plan yet: run `terrashard plan` first.")

@@ -24,6 +24,10 @@ from pipeline.store import layout
 from pipeline.store.commit import newest, read_ledgers
 from pipeline.store.ledger import KEY, plan_numbers
 from pipeline.store.tables import create_same, encode_table, fit, read_all, read_table
+from pipeline.watch.tell import Line, align, duration, lines_of
+
+#: Bandwidth that is assumed where none is given, in megabits per second.
+MBIT_PER_S = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,20 @@ class PlanReport:
     """Of the plan that was written; None if there was nothing new, or in a dry run."""
     estimate: Estimate | None
     """What it will cost; None if there was nothing new."""
+    mbit_per_s: float = MBIT_PER_S
+    """Bandwidth for its time."""
+
+    def __str__(self) -> str:
+        if self.estimate is None:
+            return "nothing new: every wanted patch is in a plan already"
+        cost = self.estimate
+        lines = [*lines_of(cost)]
+        hours = cost.hours(self.mbit_per_s)
+        lines.append(
+            Line(f"hours at {self.mbit_per_s:g} Mbit/s", f"{hours:,.2f}", duration(hours * 3600))
+        )
+        head = "dry run, nothing was written" if self.number is None else f"plan {self.number}"
+        return f"{head}; at most this much, if every first candidate is taken:\n{align(lines)}"
 
 
 def run_plan(
@@ -42,6 +60,7 @@ def run_plan(
     *,
     cutoff: datetime | None = None,
     dry_run: bool = False,
+    mbit_per_s: float = MBIT_PER_S,
 ) -> PlanReport:
     """Plan what is new since the last plan, and write it as three files, the header last.
 
@@ -51,6 +70,8 @@ def run_plan(
         What counts as now, for closing slots; None: all are closed.
     dry_run : bool
         Only say what it would cost; nothing is written then.
+    mbit_per_s : float
+        Bandwidth for the time that the report says.
 
     Raises
     ------
@@ -59,16 +80,15 @@ def run_plan(
     TryAgain
         Another run planned meanwhile.
     """
-    if not dry_run:
-        layout.claim(store, loaded)
+    layout.is_claimed(store, loaded)
     locations = read_all(store, layout.LOCATIONS, Location, LOCATION_COLUMNS)
     scenes = read_all(store, layout.SCENES, Scene, SCENE_COLUMNS)
-    for table, stage in ((locations, "sample"), (scenes, "search")):
-        if table.num_rows == 0:
-            raise RecipeError(
-                f"{store.url} has nothing to plan: run `terrashard {stage}` first (it may also "
-                "have found nothing; then the recipe asks for what does not exist)."
-            )
+    rows = {"sample": locations.num_rows, "search": scenes.num_rows}
+    if missing := [stage for stage in loaded.stages() if rows.get(stage) == 0]:
+        raise RecipeError(
+            f"{store.url} has nothing to plan: run `terrashard {missing[0]}` first (if that found "
+            "nothing, the recipe asks for what does not exist)."
+        )
     earlier = plan_numbers(store)
     done = _done(store, earlier) if earlier else None
     made = plan(loaded, locations, scenes, cutoff=cutoff, done=done)
@@ -77,8 +97,9 @@ def run_plan(
     made = replace(made, scenes=_whole(store, made.scenes.column("scene")))
     cost = estimate(loaded, made)
     if dry_run:
-        return PlanReport(None, cost)
-    return PlanReport(_write(loaded, store, made, cutoff, earlier), cost)
+        return PlanReport(None, cost, mbit_per_s)
+    layout.claim(store, loaded)
+    return PlanReport(_write(loaded, store, made, cutoff, earlier), cost, mbit_per_s)
 
 
 def _done(store: ObjectStore, plans: list[int]) -> pa.Table:

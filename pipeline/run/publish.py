@@ -67,10 +67,11 @@ def run_publish(loaded: LoadedRecipe, store: ObjectStore) -> PublishReport:
     IntegrityError
         Commits and plans contradict one another.
     """
-    layout.claim(store, loaded)
+    layout.is_claimed(store, loaded)
     revisions = newest(store)
     if not revisions:
         raise RecipeError(f"{store.url} has no committed shard; `terrashard extract` makes them.")
+    layout.claim(store, loaded)
     locations = read_all(store, layout.LOCATIONS, Location)
     places = Places(locations, loaded.recipe.split, loaded.recipe.seed)
     gathered = _gather(loaded, store, revisions, places)

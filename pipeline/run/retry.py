@@ -17,6 +17,7 @@ from pipeline.store import layout
 from pipeline.store.commit import newest, read_ledgers
 from pipeline.task.order import ShardOrder, ShardReport
 from pipeline.watch.progress import Progress
+from pipeline.watch.tell import align, lines_of
 
 
 @dataclass(slots=True)
@@ -35,6 +36,9 @@ class RetryReport:
     """Patches that were failed and are not any more."""
     requests: int = 0
     seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return align(lines_of(self)) if self.shards else "nothing to try again: no patch failed"
 
 
 def run_retry(
@@ -61,7 +65,7 @@ def run_retry(
         Some shards could not be finished now.
     """
     began_s = time.monotonic()
-    layout.claim(store, loaded)
+    layout.is_claimed(store, loaded)
     wanted = tuple(classes or ())
     report, todo, failed_before = RetryReport(), [], {}
     revisions = newest(store)
@@ -90,7 +94,7 @@ def run_retry(
         with engine:
             progress.start("retry", len(todo))
             left = in_rounds(todo, engine, count, progress, pause_s=pause_s)
-    elif wanted and not failed_before:
+    elif wanted:
         _known(wanted, store, revisions)
     report.seconds = time.monotonic() - began_s
     if left:

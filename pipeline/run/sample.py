@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.errors import RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Location, Scene
 from pipeline.stages.sample import take
-from pipeline.store.layout import LOCATIONS, SCENES, claim
+from pipeline.store.layout import LOCATIONS, SCENES, claim, is_claimed
 from pipeline.store.tables import append, read_all
 
 
@@ -36,11 +37,22 @@ def run_sample(loaded: LoadedRecipe, store: ObjectStore) -> SampleReport:
     TryAgain
         Another run added locations meanwhile.
     """
-    claim(store, loaded)
+    is_claimed(store, loaded)
     known = read_all(store, LOCATIONS, Location, columns=["index", "epsg", "x_min_m", "y_max_m"])
     tiled = loaded.recipe.sample.strategy == "scenes"
     scenes = read_all(store, SCENES, Scene) if tiled else None
+    if scenes is not None and not scenes.num_rows:
+        raise RecipeError(
+            f"{store.url} has no scenes to cut cells from yet: run `terrashard search` first."
+        )
     found = take(loaded, scenes=scenes, known=known)
+    if not known.num_rows and not found.table.num_rows:
+        raise RecipeError(
+            f"recipe {loaded.name}: `sample` asks for places and gets none "
+            f"({found.draws:,} draws, {found.lost_at_zone_edges:,} of them lost at the edge of a "
+            "zone); the region, the points or the scenes hold no whole cell."
+        )
+    claim(store, loaded)  # only now: a mistake found before leaves the root free
     if found.table.num_rows:
         append(store, LOCATIONS, found.table, Location)
     return SampleReport(

@@ -18,7 +18,7 @@ from pipeline.sources.providers import Provider, check_href, load_provider
 from pipeline.sources.stac import Catalogue
 from pipeline.stages.newest import version_of
 from pipeline.stages.search import UNASKED, normalise, queries
-from pipeline.store.layout import LOCATIONS, SCENES, claim, numbered
+from pipeline.store.layout import LOCATIONS, SCENES, claim, is_claimed, numbered
 from pipeline.store.tables import append, from_rows, next_number, read_all, write_table
 
 _UNUSABLE = "unusable"
@@ -49,7 +49,7 @@ def run_search(loaded: LoadedRecipe, store: ObjectStore) -> SearchReport:
         A catalogue cannot be asked; nothing is written then, for half an answer looks like a
         year with few scenes.
     """
-    claim(store, loaded)
+    is_claimed(store, loaded)
     locations = _locations(loaded, store)
     unusable: list[Unusable] = []
     found: dict[str, int] = {}
@@ -66,6 +66,7 @@ def run_search(loaded: LoadedRecipe, store: ObjectStore) -> SearchReport:
                         unusable.append(row)
                 requests += answers.requests
             found[product_id] = len(spool.newest) - before
+        claim(store, loaded)  # only now: a mistake found before leaves the root free
         for scenes, duplicates in spool.chunks():
             unusable += duplicates
             new += len(scenes)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.ports import ObjectStore
+from pipeline.recipe import LoadedRecipe
 from pipeline.records import Location, Scene
 from pipeline.store import layout
 from pipeline.store.commit import newest
 from pipeline.store.ledger import plan_numbers, tally
 from pipeline.store.tables import read_all
 from pipeline.store.version import numbers
+from pipeline.watch.tell import Line, align
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
     """The state of a root; patches are counted over the newest revisions."""
 
+    url: str
     locations: int
     scenes: int
     plans: int
@@ -36,18 +40,51 @@ class Status:
     versions: int
     """Published."""
 
+    def __str__(self) -> str:
+        return align(self._lines())
 
-def run_status(store: ObjectStore) -> Status:
+    def _lines(self) -> Iterator[Line]:
+        yield Line("root", self.url)
+        for label in ("locations", "scenes", "plans", "versions"):
+            yield Line(label, f"{getattr(self, label):,}")
+        yield Line("shards", f"{self.shards:,}", f"planned, {self.committed:,} committed")
+        yield Line(
+            "patches", f"{self.patches:,}", "planned = the sum of these four" * bool(self.patches)
+        )
+        for label, hint in (
+            ("written", ""),
+            ("rejected", "a fact about the data, by reason:"),
+            ("failed", "`terrashard retry` tries again, by class:"),
+            ("pending", "`terrashard extract` goes on"),
+        ):
+            value = getattr(self, label)
+            parts = value if isinstance(value, Counter) else Counter[str]()
+            count = value.total() if isinstance(value, Counter) else value
+            notes = [_share(count, self.patches), hint if count else ""]
+            yield Line(label, f"{count:,}", "  ".join(filter(None, notes)), depth=1)
+            for reason, number in sorted(parts.items()):
+                yield Line(reason, f"{number:,}", _share(number, self.patches), depth=2)
+
+
+def _share(count: int, whole: int) -> str:
+    return f"{100 * count / whole:5.1f} %" if count else ""
+
+
+def run_status(loaded: LoadedRecipe, store: ObjectStore) -> Status:
     """Account for a root; a stage that has not run yet counts nothing.
 
     Raises
     ------
+    RecipeError
+        The root is another recipe's.
     IntegrityError
         The ledger does not add up.
     """
+    layout.is_claimed(store, loaded)
     plans = plan_numbers(store)
     counts = tally(store)
     return Status(
+        url=store.url,
         locations=read_all(store, layout.LOCATIONS, Location, ["location"]).num_rows,
         scenes=read_all(store, layout.SCENES, Scene, ["scene"]).num_rows,
         plans=len(plans),

@@ -166,18 +166,61 @@ def claim(store: ObjectStore, loaded: LoadedRecipe) -> None:
     RecipeError
         The root belongs to another recipe, or to another format of this program.
     """
-    mine = {"name": loaded.name, "identity": loaded.identity, "format": FORMAT}
-    if store.create(DATASET, dump_json(mine)):
-        return
-    found = read_json(store, DATASET)
+    mine = {
+        "name": loaded.name,
+        "identity": loaded.identity,
+        "format": FORMAT,
+        "recipe": loaded.frozen(),
+    }
+    if not is_claimed(store, loaded) and not store.create(DATASET, dump_json(mine)):
+        is_claimed(store, loaded)
+
+
+def is_claimed(store: ObjectStore, loaded: LoadedRecipe) -> bool:
+    """Return whether the root is this recipe's; False if it is nobody's yet.
+
+    Raises
+    ------
+    RecipeError
+        The root belongs to another recipe, or to another format of this program.
+    """
+    try:
+        found = read_json(store, DATASET)
+    except KeyError:
+        return False
     if found.get("format") != FORMAT:
         raise RecipeError(
             f"{store.url} has format {found.get('format')!r}; this program reads {FORMAT}."
         )
     if found.get("identity") != loaded.identity:
+        differences = _differences(found.get("recipe"), json.loads(dump_json(loaded.frozen())))
+        what = "; ".join(differences[:5]) or "a product file is not what it was"
         raise RecipeError(
-            f"{store.url} belongs to the data set {found.get('name')!r} with identity "
-            f"{str(found.get('identity'))[:12]}, but recipe {loaded.name!r} has "
-            f"{loaded.identity[:12]}. Products, cell, lattice, seed and rules are frozen for a "
-            "root; counts, periods and limits may grow. Choose another root, or restore them."
+            f"{store.url} belongs to the data set {found.get('name')!r}, which is not what recipe "
+            f"{loaded.name!r} describes: {what}. Products, cell, lattice, seed and rules are "
+            "frozen for a root; counts, periods and limits may grow. Choose another root, or "
+            "restore them."
         )
+    return True
+
+
+def _differences(there: Any, here: Any, key: str = "") -> list[str]:
+    """Name the keys in which two JSON values differ, with both values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        names = sorted({*there, *here})
+        pairs = [(f"{key}.{name}".lstrip("."), there.get(name), here.get(name)) for name in names]
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        both = enumerate(zip(there, here, strict=True))
+        pairs = [(f"{key}.{number}", one, other) for number, (one, other) in both]
+    elif there == here:
+        return []
+    else:
+        return [f"`{key}` is {_short(here)} in the recipe and {_short(there)} there"]
+    return [line for name, one, other in pairs for line in _differences(one, other, name)]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = "not given" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

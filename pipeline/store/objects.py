@@ -34,14 +34,12 @@ def open_store(url: str | Path) -> ObjectStore:
     Raises
     ------
     RecipeError
-        The scheme is none of these.
+        The scheme is none of these, or the path leads to a file.
     """
     text = str(url)
     scheme, separator, rest = text.partition("://")
-    if not separator:
-        return LocalStore(text)
-    if scheme == "file":
-        return LocalStore(rest)
+    if not separator or scheme == "file":
+        return _open_folder(rest if separator else text)
     if scheme in ("s3", "gs", "az"):
         from pipeline.store.remote import RemoteStore
 
@@ -49,6 +47,15 @@ def open_store(url: str | Path) -> ObjectStore:
     raise RecipeError(
         f"root {text!r}: unknown scheme {scheme!r}; allowed are a path, file://, s3://, gs://, az://."
     )
+
+
+def _open_folder(path: str) -> LocalStore:
+    store = LocalStore(path)
+    folder = Path(store.url)
+    inside = next(place for place in (folder, *folder.parents) if place.exists())
+    if not inside.is_dir():
+        raise RecipeError(f"root {path!r}: {inside} is a file, not a folder.")
+    return store
 
 
 class LocalStore:

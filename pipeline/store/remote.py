@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from pipeline.errors import GiveUp, IntegrityError, TryAgain
+from pipeline.errors import GiveUp, IntegrityError, RecipeError, TryAgain
 from pipeline.store.layout import checked
 
 T = TypeVar("T")
@@ -19,16 +19,24 @@ T = TypeVar("T")
 _PART_BYTES = 16 * 2**20
 
 
+#: Address at which machines in a cloud get credentials: asked only when there are no others.
+_METADATA_SERVICE = "169.254.169.254"
+
+
 class RemoteStore:
     """A bucket prefix. See `pipeline.ports.ObjectStore` for what each method promises."""
 
     def __init__(self, url: str) -> None:
+        from obstore.exceptions import BaseError
         from obstore.store import from_url
 
         self.url = url.rstrip("/")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
         plain: Any = {"allow_http": True} if endpoint.startswith("http://") else None
-        self.obstore: Any = from_url(self.url, config=None, client_options=plain)
+        try:
+            self.obstore: Any = from_url(self.url, config=None, client_options=plain)
+        except (BaseError, ValueError) as error:
+            raise RecipeError(f"root {url!r} cannot be opened: {_short(error)}") from error
 
     def __reduce__(self) -> tuple[type[RemoteStore], tuple[str]]:
         return RemoteStore, (self.url,)
@@ -112,7 +120,17 @@ class RemoteStore:
             text = f"{name} is not ours to use: {type(error).__name__}."
             raise GiveUp(text, failure="forbidden") from error
         except exceptions.GenericError as error:
-            raise TryAgain(f"{name}: {str(error)[:300]}", failure="connection") from error
+            if _METADATA_SERVICE in str(error):
+                raise RecipeError(
+                    f"{name}: no credentials in the environment (AWS_..., GOOGLE_... or AZURE_..., "
+                    "as the service's own tools have them)."
+                ) from error
+            raise TryAgain(f"{name}: {_short(error)}", failure="connection") from error
+
+
+def _short(error: Exception) -> str:
+    """Return the first line of obstore's message; a dump of its state follows."""
+    return str(error).strip().split("\n")[0][:300]
 
 
 def _parts(data: Iterable[bytes]) -> Iterator[bytes]:

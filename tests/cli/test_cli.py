@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from pipeline.cli import _lines, app, main
+from pipeline.cli import app, main
 
 COMMANDS = get_command(app).commands
 WANTED = {
@@ -130,8 +130,3 @@ def test_serial_and_workers_exclude_each_other(tmp_path: Path, capsys):
     )
     assert code == 2
     assert "--serial" in err
-
-
-def test_reports_are_flattened_into_words():
-    lines = _lines({"found": {"enmap-l2a": 1200}, "share": 0.25, "nothing": None, "name": "a"})
-    assert lines == [("found enmap-l2a", "1,200"), ("share", "0.25"), ("name", "a")]

@@ -72,7 +72,7 @@ def test_products_are_known_by_their_own_ids_and_leaders(load):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("count = 10", "cuont = 10"), r"sample\.uniform\.cuont.* is not a known key"),
+        (("count = 10", "cuont = 10"), r"sample\.cuont.* is not a known key"),
         (("count = 10", "count = 0"), r"count.*greater than or equal to 1.*found 0"),
         (("kind =", "kynd ="), r"slots.*kind"),
         (('follows = "a.toml"', 'follows = "c.toml"'), r"follows 'c\.toml'.* not one of: a\.toml"),

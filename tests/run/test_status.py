@@ -11,7 +11,7 @@ from pipeline.run.status import run_status
 
 
 def test_an_empty_root_counts_nothing(rig: Any) -> None:
-    status = run_status(rig.store)
+    status = run_status(rig.loaded, rig.store)
     assert (status.plans, status.patches, status.versions) == (0, 0, 0)
 
 
@@ -25,10 +25,10 @@ def test_planned_is_written_and_rejected_and_failed_and_pending(rig: Any) -> Non
     rig.patch(0, [["image/d2/t1"]], shard=1)
     rig.file("image/d2/t1", "fine").unlink()
     rig.lock()
-    assert run_status(rig.store).pending == 6
+    assert run_status(rig.loaded, rig.store).pending == 6
     with pytest.raises(TryAgain, match="p000001-s00001: 1 of 1 patches failed"):
         rig.extract()
-    status = run_status(rig.store)
+    status = run_status(rig.loaded, rig.store)
     assert (status.plans, status.shards, status.committed) == (1, 2, 1)
     assert (status.written, status.rejected, status.failed) == (3, {"no-candidate": 1}, {"gone": 1})
     assert status.pending == 1

@@ -1,0 +1,192 @@
+"""Every mistake a user can make is one paragraph that says what to do, and never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+
+RECIPE = """
+name = "tiny"
+[sample]
+strategy = "points"
+path = "points.csv"
+[cell]
+lattice = "enmap30"
+size_px = 32
+[slots]
+kind = "months"
+start = 2022-07-01
+end = 2022-08-01
+[[product]]
+id = "enmap-l2a"
+path = "archive"
+"""
+CALL = "from pipeline.cli import main; main()"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+    (tmp_path / "points.csv").write_text("lon,lat\n13.01,52.39\n")
+    (tmp_path / "archive").mkdir()
+    return path
+
+
+def call(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Return exit code, standard output and standard error."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    return int(ended.value.code or 0), said.out, said.err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('name = "tiny"', 'name = "Tiny X"', "`name` should match pattern"),
+        ("size_px", "size_pix", "`cell.size_pix` is not a known key"),
+        ('"points"', '"point"', "`sample.strategy` is 'point'; allowed are: 'cities', "),
+        ('strategy = "points"\n', "", "`sample.strategy` is missing"),
+        ('"enmap30"', '"enmap31"', "no lattice 'enmap31'; known are: s2r10"),
+        ("2022-08-01", "2022-06-01", "`slots` `start` 2022-07-01 must be before `end` 2022-06-01"),
+        ("2022-08-01", '"2022-8"', "`slots.end` should be a valid date"),
+        ('id = "enmap-l2a"', 'id = "enmap-l3"', "no product 'enmap-l3'; built in are: enmap-l2a"),
+        ('path = "archive"', "", "`product.enmap-l2a` needs `path`"),
+        ('"archive"', '"archive"\nbands = ["B999"]', "no band 'B999'; it has: B001, B002 ... B224"),
+        ('"archive"', '"archive"\nbands = []', "`bands` is empty"),
+        ('"archive"', '"archive"\npixel_m = 0', "`pixel_m` is 0"),
+        ('"archive"', '"archive"\ncandidates = 0', "`product.enmap-l2a.candidates` should be"),
+        ('"archive"', '"archive"\nfollows = "x"', "follows 'x', which is not one of: (there is no"),
+        ('"archive"', '"archive"\n[pretrain]\nproduct = "x"', "`pretrain.product` is 'x'; allowed"),
+        ('"archive"', '"archive"\n[evaluate]\nlabels = "x"', "`evaluate.labels` is 'x'; allowed"),
+        ('name = "tiny"', "name = tiny", "is not valid TOML: Invalid value (at line 2"),
+    ],
+)
+def test_a_wrong_recipe_names_file_and_key_and_what_is_allowed(recipe, old, new, said, capsys):
+    recipe.write_text(RECIPE.replace(old, new))
+    code, out, err = call("check", recipe, capsys=capsys)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_stages_out_of_order_name_the_one_that_is_missing(recipe, tmp_path, capsys):
+    root = tmp_path / "root"
+    for command, said in (
+        ("search", "run `terrashard sample` first"),
+        ("plan", "run `terrashard sample` first"),
+        ("extract", "run `terrashard plan` first"),
+        ("publish", "`terrashard extract` makes them"),
+        ("verify", "`terrashard extract` makes them"),
+    ):
+        code, _, err = call(command, recipe, "--root", root, capsys=capsys)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert said in err
+    assert not root.exists(), "a mistake leaves nothing behind"
+    assert call("retry", recipe, "--root", root, capsys=capsys)[1].startswith("nothing to try")
+    assert "patches     0" in call("status", recipe, "--root", root, capsys=capsys)[1]
+    (tmp_path / "scenes.toml").write_text(
+        RECIPE.replace('"points"\npath = "points.csv"', '"scenes"\nproduct = "enmap-l2a"')
+    )
+    for command in ("sample", "plan"):
+        _, _, err = call(command, tmp_path / "scenes.toml", "--root", root, capsys=capsys)
+        assert "run `terrashard search` first" in err
+
+
+def test_another_recipes_root_is_refused_by_every_command_and_told_apart_by_key(
+    recipe, tmp_path, capsys
+):
+    root = tmp_path / "root"
+    assert call("sample", recipe, "--root", root, capsys=capsys)[0] == 0
+    recipe.write_text(RECIPE.replace("32", "64"))
+    for command in ("sample", "search", "plan", "extract", "publish", "status", "retry", "verify"):
+        code, _, err = call(command, recipe, "--root", root, capsys=capsys)
+        assert code == 2
+        assert "`cell.size_px` is 64 in the recipe and 32 there." in err
+
+
+def test_a_failed_first_stage_leaves_the_root_free(recipe, tmp_path, capsys):
+    root = tmp_path / "root"
+    recipe.write_text(RECIPE.replace("points.csv", "point.csv"))
+    code, _, err = call("sample", recipe, "--root", root, capsys=capsys)
+    assert code == 2
+    assert "point.csv: there is no such file" in err
+    recipe.write_text(RECIPE)
+    assert call("sample", recipe, "--root", root, capsys=capsys)[0] == 0
+
+
+def test_points_without_a_row_are_refused(recipe, tmp_path, capsys):
+    (tmp_path / "points.csv").write_text("lon,lat\n")
+    code, _, err = call("sample", recipe, "--root", tmp_path / "root", capsys=capsys)
+    assert code == 2
+    assert "gets none" in err
+
+
+def test_what_the_system_refuses_is_said_with_the_name(recipe, tmp_path, capsys, monkeypatch):
+    code, _, err = call("sample", recipe, "--root", recipe, capsys=capsys)
+    assert code == 2
+    assert "tiny.toml is a file, not a folder" in err
+    code, _, err = call("init", "demo", tmp_path / "none" / "x.toml", capsys=capsys)
+    assert code == 2
+    assert "none/x.toml: No such file or directory." in err
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere")
+
+    monkeypatch.setattr("pipeline.run.sample.run_sample", full)
+    code, _, err = call("sample", recipe, "--root", tmp_path / "root", capsys=capsys)
+    assert code == 75
+    assert "/somewhere: No space left on device. Make room" in err
+
+
+def test_a_fault_of_the_program_is_called_one(recipe, tmp_path, capsys, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("division by\nzero")
+
+    monkeypatch.setattr("pipeline.run.sample.run_sample", broken)
+    code, _, err = call("sample", recipe, "--root", tmp_path / "root", capsys=capsys)
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "ZeroDivisionError: division by zero" in err
+
+
+@pytest.mark.parametrize("root", ["s3://", "az://bucket/x", "ftp://bucket/x"])
+def test_a_root_that_cannot_be_opened_is_refused(root, recipe, capsys, monkeypatch):
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    code, _, err = call("status", recipe, "--root", root, capsys=capsys)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert root in err
+
+
+def test_an_interrupt_says_how_to_go_on(recipe, tmp_path):
+    code = (
+        "import pipeline.run.sample, os, signal\n"
+        "pipeline.run.sample.run_sample = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"from pipeline.cli import main; main(['sample', {str(recipe)!r}, '--root', 'root'])\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert ended.returncode == 130
+    assert ended.stderr == "terrashard: stopped; run the same command again to go on.\n"
+
+
+def test_a_closed_pipe_is_silent(tmp_path):
+    shell = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -c "{CALL}" products enmap-l2a | head -1'],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert shell.stdout.startswith("enmap-l2a: ")
+    assert shell.stderr == ""
