@@ -12,10 +12,13 @@ import pyarrow.compute as pc
 from pipeline.errors import IntegrityError, RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.recipe import LoadedRecipe
+from pipeline.run.extract import planned_shards
 from pipeline.store import layout
 from pipeline.store.commit import Commit, newest, read_commit, read_ledgers
-from pipeline.store.ledger import dataset_digest, tally
+from pipeline.store.ledger import dataset_digest, plan_numbers, tally
+from pipeline.store.version import numbers, read_version
 from pipeline.task.compare import Comparison, compare
+from pipeline.task.ledger_check import contradictions
 from pipeline.task.order import new_run
 
 #: Bytes of an object that are read and hashed at once.
@@ -42,7 +45,10 @@ class VerifyReport:
 def run_verify(
     loaded: LoadedRecipe, store: ObjectStore, *, share: float = 0.01, seed: int = 0
 ) -> VerifyReport:
-    """Hash every object of the newest revisions, add up the ledger, and read some patches again.
+    """Hash what the newest revisions and all versions hold, and see that nothing contradicts it.
+
+    That is: the ledger adds up, and says what plans and arrays say; and some patches, read again
+    from their source, are equal.
 
     Parameters
     ----------
@@ -69,13 +75,20 @@ def run_verify(
         if commit.identity != loaded.identity:
             wrong.append(f"{layout.commit(shard, revision)} belongs to another recipe")
         report.shards += 1
+    wrong += _check_versions(store, revisions, report)
+    if wrong:
+        raise IntegrityError(f"{store.url}: " + "; ".join(wrong) + ".")
+    for plan in plan_numbers(store):
+        planned_shards(store, plan)
+    for shard, revision in revisions.items():
+        wrong += contradictions(store, read_commit(store, shard, revision))
     if wrong:
         raise IntegrityError(f"{store.url}: " + "; ".join(wrong) + ".")
     report.planned = tally(store).planned
     report.dataset_digest = dataset_digest(store, revisions)
     run = new_run()
-    for shard, numbers in _drawn(store, revisions, share, seed).items():
-        for found in compare(store, shard, revisions[shard], numbers, run=run):
+    for shard, drawn in _drawn(store, revisions, share, seed).items():
+        for found in compare(store, shard, revisions[shard], drawn, run=run):
             wrong += _judge(found, shard, report)
     if wrong:
         raise IntegrityError(f"{store.url}: " + "; ".join(wrong) + ".")
@@ -99,6 +112,44 @@ def _hash_all(store: ObjectStore, commit: Commit, report: VerifyReport) -> list[
             wrong.append(f"{key} is gone")
     strays = set(store.list(commit.folder)) - {f"{commit.folder}/{name}" for name in commit.objects}
     wrong += [f"{key} is in no commit" for key in sorted(strays)]
+    return wrong
+
+
+def _check_versions(
+    store: ObjectStore, revisions: dict[str, int], report: VerifyReport
+) -> list[str]:
+    """Compare the files and commit records of every version with its manifest.
+
+    Older versions name older revisions, whose objects are hashed here too.
+    """
+    wrong = []
+    hashed = set(revisions.items())
+    sound: set[tuple[str, int, str]] = set()
+    for number in numbers(store):
+        version = read_version(store, number)
+        files = {layout.version_file(number, name): d for name, d in version.files.items()}
+        wrong += _differing(store, files)
+        for entry in version.shards:
+            place = (entry.shard, entry.revision)
+            if (*place, entry.commit_digest) in sound:
+                continue
+            sound.add((*place, entry.commit_digest))
+            odd = _differing(store, {layout.commit(*place): entry.commit_digest})
+            wrong += odd
+            if not odd and place not in hashed:
+                hashed.add(place)
+                wrong += _hash_all(store, read_commit(store, *place), report)
+    return wrong
+
+
+def _differing(store: ObjectStore, digests: dict[str, str]) -> list[str]:
+    wrong = []
+    for key, digest in digests.items():
+        try:
+            if _sha256(store, key, store.size(key)) != digest:
+                wrong.append(f"{key} has changed since it was published")
+        except KeyError:
+            wrong.append(f"{key} is gone, but a version names it")
     return wrong
 
 

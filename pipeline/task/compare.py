@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pipeline.errors import IntegrityError
 from pipeline.ports import ObjectStore
 from pipeline.records import LedgerRow
 from pipeline.stages.extract import Trial
@@ -47,7 +48,7 @@ def compare(
     TryAgain
         A provider's circuit is open.
     IntegrityError
-        The shard's objects are not what its commit says.
+        The shard's objects are not what its commit says, or its ledger not what its plan allows.
     """
     commit = read_commit(store, shard, revision)
     written = [row for row in to_rows(commit.ledger, LedgerRow) if row.state == "written"]
@@ -57,6 +58,11 @@ def compare(
     trials = []
     for row in rows:
         patch = planned[row.product, row.sample, row.time]
+        if row.scenes not in patch.candidates:
+            raise IntegrityError(
+                f"{row.location} {row.product} {row.slot} in {shard} is written from "
+                f"{' '.join(row.scenes)}, which is no candidate of its plan."
+            )
         trials.append(Trial((replace(patch, candidates=[row.scenes]),)))
     reader = Reader(sources_of(lock.loaded, 1.0, run), known_sources(rows), final=True)
     found = []

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.errors import IntegrityError
 from pipeline.ports import ObjectStore
 from pipeline.records import LedgerRow
@@ -41,18 +44,34 @@ def read_chunks(
     store: ObjectStore, commit: Commit, product: str, array: str, places: list[int]
 ) -> list[bytes | None]:
     """Return the compressed chunks of some places of an array; None where one is absent."""
+    index = read_index(store, commit, product, array)
+    if index is None:
+        return [None] * len(places)
+    spans = [(int(index[p, 0]), int(index[p, 0] + index[p, 1])) for p in places]
+    key = f"{commit.folder}/{image_key(product, array)}"
+    found = iter(store.get_ranges(key, [span for span in spans if span[0] >= 0]))
+    return [next(found) if start >= 0 else None for start, _ in spans]
+
+
+def read_index(
+    store: ObjectStore, commit: Commit, product: str, array: str
+) -> NDArray[np.int64] | None:
+    """Return where the chunks of an array lie, as `parse_index` does; None if it has none.
+
+    Raises
+    ------
+    IntegrityError
+        The object is not what its commit says.
+    """
     name = image_key(product, array)
     if name not in commit.objects:
-        return [None] * len(places)
+        return None
     key, size = f"{commit.folder}/{name}", commit.objects[name][1]
     spec = commit.specs[product]
     tail = index_bytes(spec.samples * spec.times)
     try:
         if store.size(key) != size or size < tail:
             raise IntegrityError(f"{key} in {store.url} is not the {size} bytes of its commit.")
-        index = parse_index(store.get_ranges(key, [(size - tail, size)])[0], size, name=key)
-        spans = [(int(index[p, 0]), int(index[p, 0] + index[p, 1])) for p in places]
-        found = iter(store.get_ranges(key, [span for span in spans if span[0] >= 0]))
+        return parse_index(store.get_ranges(key, [(size - tail, size)])[0], size, name=key)
     except KeyError as error:
         raise IntegrityError(f"{key} in {store.url} is gone, but its commit is there.") from error
-    return [next(found) if start >= 0 else None for start, _ in spans]

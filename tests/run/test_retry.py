@@ -64,6 +64,20 @@ def test_nothing_is_written_where_nothing_heals(rig: Any) -> None:
     assert rig.objects() == before
 
 
+def test_what_heals_counts_also_where_most_of_a_shard_failed(rig: Any) -> None:
+    for name in ("d1", "d2", "d3"):
+        rig.scene(f"image/{name}/t1")
+        rig.patch(len(rig.patches), [[f"image/{name}/t1"]])
+    away = {
+        name: rig.file(f"image/{name}/t1", "fine").rename(rig.folder / f"{name}.away")
+        for name in ("d1", "d2", "d3")
+    }
+    assert rig.extract(accept_failures=True).failed == {"gone": 3}
+    away["d1"].rename(rig.file("image/d1/t1", "fine"))
+    report = retry(rig)
+    assert (report.healed, report.revised, report.failed) == (1, 1, {"gone": 2})
+
+
 def test_only_the_named_classes_are_tried(rig: Any) -> None:
     kept = broken(rig)
     kept.rename(kept.with_suffix(".tif"))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pipeline.errors import IntegrityError
+from pipeline.records import LedgerRow, Location
+from pipeline.run.publish import run_publish
 from pipeline.run.verify import run_verify
 from pipeline.store import layout
+from pipeline.store.commit import encode_commit, read_commit
+from pipeline.store.tables import append, from_rows, to_rows
 
 SHARD = layout.shard_name(1, 0)
 
@@ -66,3 +71,57 @@ def test_pixels_that_differ_from_an_unchanged_source_are_found(extracted: Any) -
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(IntegrityError, match="gives other pixels"):
         run_verify(extracted.loaded, extracted.store, share=1)
+
+
+def rewrite(rig: Any, position: int, **values: Any) -> None:
+    """Put another value into a row of the commit; the record stays a sound one."""
+    commit = read_commit(rig.store, SHARD, 1)
+    rows = to_rows(commit.ledger, LedgerRow)
+    rows[position] = replace(rows[position], **values)
+    forged = encode_commit(replace(commit, ledger=from_rows(rows, LedgerRow)))
+    rig.store.put(layout.commit(SHARD, 1), forged)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"state": "rejected", "reason": "cloudy"}, "other patches of image written"),
+        ({"location": "elsewhere"}, "places its patches otherwise"),
+        ({"slot": "2021-08"}, "places its patches otherwise"),
+        ({"scenes": ["image/d9/t9"]}, "no candidate of its plan"),
+    ],
+)
+def test_a_ledger_that_contradicts_plan_or_arrays_is_found(
+    extracted: Any, values: dict[str, Any], message: str
+) -> None:
+    rewrite(extracted, 0, **values)
+    with pytest.raises(IntegrityError, match=message):
+        run_verify(extracted.loaded, extracted.store, share=1)
+
+
+def test_what_a_version_names_is_what_was_published(extracted: Any) -> None:
+    places = [
+        Location(
+            location=patch.location,
+            index=patch.sample,
+            zone="33N",
+            epsg=patch.epsg,
+            x_min_m=patch.x_min_m,
+            y_max_m=patch.y_max_m,
+            size_m=patch.size_m,
+            lon_deg=patch.lon_deg,
+            lat_deg=patch.lat_deg,
+            stratum="",
+            geometry=b"",
+        )
+        for patch in extracted.patches
+    ]
+    append(extracted.store, layout.LOCATIONS, from_rows(places, Location), Location)
+    run_publish(extracted.loaded, extracted.store)
+    run_verify(extracted.loaded, extracted.store, share=0)
+    # No plan and no array knows this number.
+    rewrite(extracted, 0, clear_fraction=0.5)
+    extracted.store.put(layout.version_file(1, "statistics.json"), b"{}")
+    message = r"statistics.json has changed since.*commits/.*r1.parquet has changed since"
+    with pytest.raises(IntegrityError, match=message):
+        run_verify(extracted.loaded, extracted.store, share=0)
