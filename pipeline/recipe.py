@@ -264,7 +264,7 @@ class Split(_Strict):
 class Pretrain(_Strict):
     """One pretraining run on a published version."""
 
-    method: Literal["moco", "mae", "barlow"] = "moco"
+    method: Literal["moco", "mae", "barlow", "dino"] = "moco"
     backbone: str = "resnet18"
     """A timm ResNet or ViT: resnet18, resnet34, resnet50, resnet101, vit_tiny, vit_small, vit_base,
     vit_large. With `spec_` before it (spec_resnet50, spec_vit_small), behind SpectralEarth's
@@ -293,6 +293,28 @@ class Pretrain(_Strict):
     2021), 2048 for BigEarthNet and So2Sat (Wang et al. 2022, arXiv 2206.13188)."""
     off_diagonal: float = Field(default=0.0051, gt=0)
     """Barlow Twins: lambda, the weight of correlations between dimensions (Zbontar et al. 2021)."""
+    prototypes: int = Field(default=4096, ge=2)
+    """DINO: what it tells apart; 65536 in the paper (Caron et al. 2021) and SSL4EO-S12, 128 in
+    SpectralEarth."""
+    teacher_momentum: float = Field(default=0.996, ge=0, le=1)
+    """DINO: of the teacher at first; it rises to 1 on a cosine over all steps (Caron et al. 2021).
+    A run of a few hundred steps needs less, or its teacher hardly moves."""
+    student_temperature: float = Field(default=0.1, gt=0)
+    """DINO: of the student's logits (Caron et al. 2021)."""
+    teacher_temperature: float = Field(default=0.04, gt=0)
+    """DINO: of the teacher's logits, after its warm-up (the paper's code and SSL4EO-S12)."""
+    teacher_temperature_start: float = Field(default=0.04, gt=0)
+    """DINO: of the teacher's logits at first (Caron et al. 2021)."""
+    teacher_warmup_steps: int = Field(default=0, ge=0)
+    """DINO: steps from the teacher's first temperature to its last (0 as in SSL4EO-S12)."""
+    centre_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """DINO: of the centre of the teacher's logits (Caron et al. 2021)."""
+    frozen_fraction: float = Field(default=0.01, ge=0, le=1)
+    """DINO: share of the run in which the prototypes stand still; 1 epoch of 100 in SSL4EO-S12."""
+    local_crops: int = Field(default=8, ge=0)
+    """DINO: small crops beside the two large ones (SSL4EO-S12)."""
+    local_px: int | None = Field(default=None, ge=2)
+    """DINO: edge of the small crops; None: 3/7 of the large ones' (96 of 224), in whole tokens."""
     seed: int = 0
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints."""

@@ -56,10 +56,18 @@ class EncoderShape:
         return self.backbone.startswith(SPECTRAL)
 
 
-def build_encoder(shape: EncoderShape, *, seed: int) -> nn.Module:
+def build_encoder(shape: EncoderShape, *, seed: int, any_size: bool = False) -> nn.Module:
     """Build an encoder with random weights: (batch, band, y, x) -> (batch, width).
 
     Global randomness is left as it was found.
+
+    Parameters
+    ----------
+    shape : EncoderShape
+    seed : int
+    any_size : bool
+        Let a ViT take images of other sizes (whole tokens) too, its positions stretched over them,
+        as DINO's small crops need. Weights, and features at its own size, are the same.
 
     Raises
     ------
@@ -71,7 +79,7 @@ def build_encoder(shape: EncoderShape, *, seed: int) -> nn.Module:
         if shape.family in RESNETS:
             return _resnet(shape)
         if shape.family in VITS:
-            return _vit(shape)
+            return _vit(shape, any_size=any_size)
     known = ", ".join((*RESNETS, *VITS))
     raise RecipeError(
         f"`pretrain.backbone` is {shape.backbone!r}, which is not one of: {known}; or one of these "
@@ -102,7 +110,7 @@ def _resnet(shape: EncoderShape) -> nn.Module:
     return built
 
 
-def _vit(shape: EncoderShape) -> nn.Module:
+def _vit(shape: EncoderShape, *, any_size: bool) -> nn.Module:
     if shape.image_px % shape.patch_px or shape.image_px == shape.patch_px:
         raise RecipeError(
             f"`pretrain.patch_px` is {shape.patch_px}, which does not cut an image of "
@@ -119,6 +127,7 @@ def _vit(shape: EncoderShape) -> nn.Module:
         class_token=False,
         global_pool="avg",
         fc_norm=False,
+        dynamic_img_size=any_size,
         embed_layer=SpectralPatchEmbed if shape.spectral else PatchEmbed,
     )
     # Fixed 2-D sines and a patch embedding that starts like a linear layer: MAE and MoCo v3

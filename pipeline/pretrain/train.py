@@ -113,7 +113,7 @@ def train(
         The loss is no longer a number.
     """
     device = next(run.method.parameters()).device
-    crops = crops_of(run.method, settings, shape)
+    crops = crops_of(settings, shape, patches=run.method.views)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for batch in batches:
             rate = learning_rate(

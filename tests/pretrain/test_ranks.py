@@ -12,6 +12,8 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from pipeline.pretrain.methods.barlow import barlow_loss
+from pipeline.pretrain.methods.dino import DINO, Schedule
+from pipeline.pretrain.methods.method import View
 
 #: Rows of each rank.
 SHARES = {"equal": (6, 6), "unequal": (3, 9)}
@@ -34,6 +36,27 @@ def learn(first, second):
     return [loss.detach(), *(p.grad for p in net.parameters())]
 
 
+def distil(first, second):
+    """Return loss, centre and gradient of DINO at its second step, which sees a centre."""
+    torch.manual_seed(0)
+    method = DINO(
+        nn.Sequential(nn.Flatten(), nn.Linear(4, 6)),
+        6,
+        prototypes=5,
+        schedule=Schedule(9, 0.9, 0.04, 0.04, 0, 0),
+        student_temperature=0.1,
+        centre_momentum=0.5,
+    )
+    images = [view.float().reshape(-1, 4, 1, 1) for view in (first, second)]
+    both = [View(image, torch.ones_like(image, dtype=torch.bool)) for image in images]
+    for _ in range(2):
+        method.zero_grad()
+        loss = method(both, torch.Generator()).loss
+        loss.backward()
+    used = [p.grad for p in method.parameters() if p.requires_grad]
+    return method.centre, [loss.detach(), *used]
+
+
 def one_rank(rank, port, folder):
     """Write what one of two ranks gets, its gradients averaged as data-parallel training does."""
     torch.set_num_threads(1)
@@ -43,11 +66,18 @@ def one_rank(rank, port, folder):
     try:
         for name, shares in SHARES.items():
             loss, *gradients = learn(*(view.split(shares)[rank] for view in views(shares)))
-            for gradient in gradients:
-                dist.all_reduce(gradient.div_(2))
+            _mean(gradients)
             torch.save([loss, *gradients], folder / f"{name}-{rank}.pt")
+            centre, learned = distil(*(view.split(shares)[rank] for view in views(shares)))
+            _mean(learned)
+            torch.save([centre, *learned], folder / f"dino-{name}-{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+def _mean(tensors):
+    for tensor in tensors:
+        dist.all_reduce(tensor.div_(2))
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +96,17 @@ def two_ranks(tmp_path_factory):
 def test_barlow_twins_over_two_ranks_equals_one_rank(name, rank, two_ranks):
     found = torch.load(two_ranks / f"{name}-{rank}.pt")
     torch.testing.assert_close(found, learn(*views(SHARES[name])), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_dino_over_two_ranks_equals_one_rank(rank, two_ranks):
+    centre, learned = distil(*views(SHARES["equal"]))
+    found = torch.load(two_ranks / f"dino-equal-{rank}.pt")
+    torch.testing.assert_close(found, [centre, *learned], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_centre_is_the_mean_over_items_not_over_ranks(rank, two_ranks):
+    centre, _ = distil(*views(SHARES["unequal"]))
+    found = torch.load(two_ranks / f"dino-unequal-{rank}.pt")[0]
+    torch.testing.assert_close(found, centre, rtol=1e-5, atol=1e-6)

@@ -12,6 +12,7 @@ from pipeline.pretrain import checkpoint
 from pipeline.pretrain.backbones import EncoderShape
 from pipeline.pretrain.batches import Batch
 from pipeline.pretrain.methods.barlow import BarlowTwins
+from pipeline.pretrain.methods.dino import DINO, Schedule
 from pipeline.pretrain.methods.mae import MAE
 from pipeline.pretrain.methods.moco import MoCo
 from pipeline.pretrain.normalise import Normaliser
@@ -69,6 +70,13 @@ def tiny_run(method, tiny_net, tiny_vit):
         net = tiny_net(3)
         torch.manual_seed(0)
         built = BarlowTwins(net, 6, projector_width=8, off_diagonal=0.0051)
+    elif method == "dino":
+        net = tiny_net(3)
+        torch.manual_seed(0)
+        plan = Schedule(7, 0.5, 0.04, 0.07, 3, frozen_steps=1)
+        built = DINO(
+            net, 6, prototypes=8, schedule=plan, student_temperature=0.1, centre_momentum=0.9
+        )
     else:
         vit = tiny_vit(3)
         torch.manual_seed(0)
@@ -98,7 +106,7 @@ def same(first, second):
     return first == second
 
 
-@pytest.mark.parametrize("method", ["moco", "mae", "barlow"])
+@pytest.mark.parametrize("method", ["moco", "mae", "barlow", "dino"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_from_a_saved_state_ends_with_the_same_bits(method, precision, tiny_net, tiny_vit):
     settings = Pretrain(method=method, steps=7, checkpoint_every=3, precision=precision)

@@ -27,7 +27,7 @@ def test_a_masked_autoencoder_learns_and_its_encoder_can_be_loaded(published):
     assert not encoder.training
 
 
-@pytest.mark.parametrize("method", ["barlow"])
+@pytest.mark.parametrize("method", ["barlow", "dino"])
 def test_another_method_is_one_line_of_the_recipe(method, published):
     pretrain = {**SHORT, "method": method, "steps": 3}
     report = run_pretrain(published.recipe(pretrain=pretrain), published.store, device="cpu")
@@ -35,6 +35,13 @@ def test_another_method_is_one_line_of_the_recipe(method, published):
     encoder = checkpoint.load_encoder(published.store, model)
     assert report.model.startswith(f"{method}-small-v1-")
     assert encoder(torch.zeros(2, 4, 8, 8)).shape[0] == 2
+
+
+def test_dino_stretches_the_positions_of_a_vit_over_small_crops(published):
+    pretrain = {**SHORT, "method": "dino", "backbone": "vit_tiny", "patch_px": 2}
+    report = run_pretrain(published.recipe(pretrain=pretrain), published.store, device="cpu")
+    model = checkpoint.load(published.store, report.model)
+    assert checkpoint.load_encoder(published.store, model)(torch.zeros(2, 4, 8, 8)).shape[1] == 192
 
 
 def test_only_the_training_part_is_learned_from_unless_asked(published):
@@ -85,8 +92,8 @@ def test_streamed_batches_are_those_of_the_order(published):
     ("wrong", "message"),
     [
         ({"crop_px": 17}, "have 16 pixels"),
-        ({"product": "labels"}, "image products .* are: image"),
-        ({"product": "nothing"}, "image products"),
+        ({"product": "labels"}, "of kind `image`: image"),
+        ({"product": "nothing"}, "'nothing'; allowed"),
         ({"method": "mae"}, "choose a ViT"),
         ({"backbone": "alexnet"}, "resnet18"),
         ({"backbone": "spec_vit_tiny"}, "75 bands"),

@@ -43,8 +43,8 @@ class Learned(NamedTuple):
 class Method(nn.Module, ABC):
     """A pretraining method: one `forward` does all of a step but the optimiser's part.
 
-    All of its state (queues, moving averages) lies in parameters and persistent buffers, and all of
-    its randomness comes from the generator it is given: this makes a resumed run equal to an
+    All of its state (queues, moving averages, counts) is in its `state_dict`, and all of its
+    randomness comes from the generator it is given: this makes a resumed run equal to an
     undisturbed one. One forward and nothing else, so that it can be wrapped for several devices.
     """
 

@@ -1,0 +1,246 @@
+"""DINO, self-distillation without labels.
+
+Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers" (arXiv 2104.14294).
+A student sees large and small crops of an item and learns to say of each what its teacher, a moving
+average of itself, says of the large ones. Subtracting a running centre and sharpening keep the
+teacher from saying the same, or nothing, of everything.
+
+The teacher is what is kept: it is better than the student throughout training (figure 6). It
+follows on a cosine over all steps of the run; a released implementation for EnMAP ends it after
+ten epochs, and its teacher then stands still. Solarisation is left out: standardised spectra have
+no middle grey to turn over at.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.pretrain.methods.method import Learned, Method, View
+from pipeline.pretrain.ranks import sum_over_ranks
+
+#: Widths of the head's hidden layers and of the unit vectors it compares with prototypes
+#: (appendix C).
+HIDDEN_WIDTH = 2048
+BOTTLENECK_WIDTH = 256
+
+#: Large crops, which the teacher sees too.
+GLOBAL_CROPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What changes from step to step: functions of the step, from 0 to steps - 1."""
+
+    steps: int
+    """Of the whole run."""
+    first_momentum: float
+    first_temperature: float
+    last_temperature: float
+    warmup_steps: int
+    """Over which the teacher's temperature moves from first to last."""
+    frozen_steps: int
+    """In which the prototypes stand still."""
+
+    def momentum(self, step: int) -> float:
+        """Return the share of itself that the teacher keeps after a step: 1 after the last.
+
+        Examples
+        --------
+        >>> plan = Schedule(5, 0.9, 0.04, 0.04, 0, 0)
+        >>> [round(plan.momentum(step), 3) for step in (0, 2, 4)]
+        [0.9, 0.95, 1.0]
+        """
+        done = step / (self.steps - 1) if self.steps > 1 else 1.0
+        return 1 - (1 - self.first_momentum) * (1 + math.cos(math.pi * done)) / 2
+
+    def temperature(self, step: int) -> float:
+        """Return what the teacher's logits are divided by."""
+        if step >= self.warmup_steps:
+            return self.last_temperature
+        moved = step / self.warmup_steps
+        return self.first_temperature + (self.last_temperature - self.first_temperature) * moved
+
+
+def dino_loss(
+    student: Tensor,
+    teacher: Tensor,
+    centre: Tensor,
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Tensor:
+    """Return how little the student says what the teacher says of another crop.
+
+    Parameters
+    ----------
+    student : Tensor, float32, shape (crop, batch, prototype)
+        Logits; the first crops are those of the teacher, in the same order.
+    teacher : Tensor, float32, shape (global crop, batch, prototype)
+        Logits, without gradient.
+    centre : Tensor, float32, shape (prototype,)
+        Subtracted from the teacher's logits.
+    student_temperature, teacher_temperature : float
+
+    Returns
+    -------
+    Tensor, float32, shape ()
+        Mean cross-entropy over items and pairs of two different crops.
+    """
+    target = F.softmax((teacher - centre) / teacher_temperature, dim=-1)
+    said = F.log_softmax(student / student_temperature, dim=-1)
+    entropy = -torch.einsum("tbk,sbk->ts", target, said)
+    different = 1 - torch.eye(*entropy.shape, device=entropy.device, dtype=entropy.dtype)
+    pairs = entropy.numel() - min(entropy.shape)
+    return (entropy * different).sum() / (pairs * student.shape[1])
+
+
+class Head(nn.Module):
+    """Compare features with prototypes: (batch, width) -> (batch, prototype), cosines.
+
+    Parameters
+    ----------
+    width : int
+        Of the features.
+    prototypes : int
+        Directions in the bottleneck's space; their lengths do not matter.
+    """
+
+    def __init__(self, width: int, prototypes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            _linear(width, HIDDEN_WIDTH),
+            nn.GELU(),
+            _linear(HIDDEN_WIDTH, HIDDEN_WIDTH),
+            nn.GELU(),
+            _linear(HIDDEN_WIDTH, BOTTLENECK_WIDTH),
+        )
+        self.prototypes = nn.Parameter(torch.randn(prototypes, BOTTLENECK_WIDTH))
+
+    def forward(self, features: Tensor, *, frozen: bool = False) -> Tensor:
+        """Return cosines in float32, whatever the precision around it.
+
+        `frozen` prototypes get no gradient at all, so that the optimiser skips them. A cosine is
+        divided by a small temperature later: rounded to bfloat16 it would be off by a twentieth.
+        """
+        vectors = self.layers(features)
+        prototypes = self.prototypes.detach() if frozen else self.prototypes
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize(vectors.float(), dim=1) @ F.normalize(prototypes, dim=1).T
+
+
+def _linear(width: int, out: int) -> nn.Linear:
+    """Build a layer as the paper's code begins it."""
+    layer = nn.Linear(width, out)
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class DINO(Method):
+    """Say of every crop what a slowly moving teacher says of another crop of the item.
+
+    Parameters
+    ----------
+    encoder : module, (batch, band, y, x) -> (batch, width)
+        Takes images of both crops' sizes.
+    width : int
+        Features the encoder returns.
+    prototypes : int
+        What the student and the teacher tell apart.
+    schedule : Schedule
+    student_temperature : float
+    centre_momentum : float
+        Share of itself that the centre keeps each step.
+    """
+
+    views = 2
+    centre: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        width: int,
+        *,
+        prototypes: int,
+        schedule: Schedule,
+        student_temperature: float,
+        centre_momentum: float,
+    ) -> None:
+        super().__init__()
+        self.student = encoder
+        self.student_head = Head(width, prototypes)
+        self.encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.head = copy.deepcopy(self.student_head).requires_grad_(False)
+        self.schedule = schedule
+        self.student_temperature = student_temperature
+        self.centre_momentum = centre_momentum
+        self.register_buffer("centre", torch.zeros(prototypes))
+        self.step = 0
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the steps done: a plain number, since reading a tensor would wait for the GPU."""
+        return {"step": self.step}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go back to what `get_extra_state` returned."""
+        self.step = int(state["step"])
+
+    def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:  # noqa: ARG002
+        """Return the loss of one batch; moves the teacher before and the centre after it.
+
+        The first `GLOBAL_CROPS` views are large, the others small.
+        """
+        frozen = self.step < self.schedule.frozen_steps
+        with torch.no_grad():
+            if self.step:
+                self._follow(self.schedule.momentum(self.step - 1))
+            large = torch.cat([view.image for view in views[:GLOBAL_CROPS]])
+            teacher = _by_crop(self.head(self.encoder(large)), GLOBAL_CROPS)
+        features = [self.student(images) for images in _of_one_size(views)]
+        logits = [self.student_head(part, frozen=frozen) for part in features]
+        with torch.autocast(teacher.device.type, enabled=False):
+            loss = dino_loss(
+                _by_crop(torch.cat(logits), len(views)),
+                teacher,
+                self.centre,
+                student_temperature=self.student_temperature,
+                teacher_temperature=self.schedule.temperature(self.step),
+            )
+            self._recentre(teacher)
+        self.step += 1
+        return Learned(loss, features[0][: len(views[0].image)].detach().float())
+
+    @torch.no_grad()
+    def _follow(self, momentum: float) -> None:
+        """Move the teacher towards the student: t <- m t + (1 - m) s."""
+        pairs = ((self.student, self.encoder), (self.student_head, self.head))
+        for student, teacher in pairs:
+            for s, t in zip(student.parameters(), teacher.parameters(), strict=True):
+                t.lerp_(s, 1 - momentum)
+
+    @torch.no_grad()
+    def _recentre(self, teacher: Tensor) -> None:
+        """Move the centre towards the mean of the teacher's logits on all ranks."""
+        rows = teacher.flatten(0, 1)
+        total = sum_over_ranks(torch.cat([rows.sum(dim=0), rows.new_tensor([len(rows)])]))
+        self.centre.lerp_(total[:-1] / total[-1], 1 - self.centre_momentum)
+
+
+def _by_crop(logits: Tensor, crops: int) -> Tensor:
+    """Give crops that passed together an axis: (crop * batch, k) -> (crop, batch, k)."""
+    return logits.view(crops, -1, logits.shape[-1])
+
+
+def _of_one_size(views: Sequence[View]) -> Iterator[Tensor]:
+    """Join neighbouring views of one size, which pass through the encoder together."""
+    for _, group in groupby(views, key=lambda view: view.image.shape[-2:]):
+        yield torch.cat([view.image for view in group])
