@@ -69,7 +69,7 @@ def harmonise(delivered: NDArray[Any], *, product: Product, offset_add: int) -> 
         return Harmonised(stored, fill, saturated)
     whole = _whole(delivered, fill, product)
     if offset_add:
-        whole = whole.astype(np.int32) + np.int32(offset_add)
+        whole = _narrowed(whole) + np.int32(offset_add)
     least, most = _LEGAL[product.stored_dtype]
     whole, cut = _cut_to(whole, least, most)
     if cut is not None:
@@ -120,6 +120,14 @@ def _whole(delivered: NDArray[Any], fill: NDArray[np.bool_], product: Product) -
     # Beyond 2^53 a float no longer tells neighbouring integers apart; such values are cut anyway.
     bounded: NDArray[Any] = np.clip(whole, -(2.0**53), 2.0**53)
     return bounded.astype(np.int64)
+
+
+def _narrowed(whole: NDArray[Any]) -> NDArray[np.int32]:
+    """Return integers as int32; what does not fit stays far out of every stored type's range."""
+    kind = np.iinfo(whole.dtype)
+    if kind.bits >= 32:
+        whole = np.clip(whole, max(int(kind.min), -(2**30)), 2**30)
+    return whole.astype(np.int32)
 
 
 def _cut_to(

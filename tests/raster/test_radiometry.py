@@ -57,6 +57,14 @@ def test_no_value_is_taken_for_fill() -> None:
     assert lowered.saturated.tolist() == [[[False, True, True]]]
 
 
+@pytest.mark.parametrize("dtype", ["uint32", "int64", "uint64", "float64"])
+def test_numbers_of_a_wider_type_saturate_and_never_wrap(dtype: str) -> None:
+    dn = np.array([[[0, 1500, 2**32 - 1, 2**32 - 2**31]]]).astype(dtype)
+    result = harmonise(dn, product=SENTINEL_2, offset_add=-1000)
+    assert result.stored.tolist() == [[[-32768, 500, 32767, 32767]]]
+    assert result.saturated.tolist() == [[[False, False, True, True]]]
+
+
 def test_a_product_without_nodata_sets_nothing_aside() -> None:
     dn = np.array([[[0, 7]]], np.uint8)
     result = harmonise(dn, product=_product(stored_dtype="uint8"), offset_add=0)
