@@ -7,8 +7,11 @@ result for each task; pixels never pass through it.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
@@ -69,7 +72,11 @@ class DaskEngine:
 
     def __enter__(self) -> Self:
         if self._depth == 0:
-            self._start()
+            try:
+                self._start()
+            except BaseException:
+                self._stop()
+                raise
         self._depth += 1
         return self
 
@@ -148,7 +155,8 @@ class DaskEngine:
 
     def _start(self) -> None:
         if self._scheduler is None:
-            self._cluster = _local_cluster(self._wanted or os.cpu_count() or 1)
+            with _interrupts_wait():
+                self._cluster = _local_cluster(self._wanted or os.cpu_count() or 1)
         try:
             self._client = Client(self._cluster or self._scheduler, timeout=CONNECT_S)
         except OSError as error:
@@ -179,12 +187,33 @@ def _local_cluster(workers: int) -> LocalCluster:
             threads_per_worker=1,
             processes=True,
             dashboard_address="127.0.0.1:0",
+            silence_logs=logging.ERROR,  # an interrupt, and a worker that is replaced, are told of
         )
     looking_after = PeriodicCallback(lambda: cluster.scale(workers), LOOK_AFTER_S * 1000)
     cluster.periodic_callbacks["workers"] = looking_after  # the cluster stops it when it closes
     loop: Any = cluster.loop
     loop.add_callback(looking_after.start)
     return cluster
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Put an interrupt off: a cluster that is stopped while it starts cannot be closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: came.set())
+    try:
+        yield
+    except Exception as error:
+        if came.is_set():  # a terminal interrupts the workers too, so they fail to start
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came.is_set():
+        raise KeyboardInterrupt
 
 
 def _first(finished: SimpleQueue[Any], client: Client) -> Any:

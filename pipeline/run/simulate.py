@@ -50,7 +50,9 @@ def run_simulate(
     loaded = load_recipe(recipe)
     if shards is not None:
         progress.start("simulate shards", shards)
-        return simulate_shards(open_store(folder), loaded, locations=shards, seed=seed)
+        made = simulate_shards(open_store(folder), loaded, locations=shards, seed=seed)
+        progress.advance(shards)
+        return made
     products = [key for key, wish in loaded.wishes.items() if wish.provider == "simulated"]
     slots = slots_of(loaded.recipe.slots, settling_days=0, cutoff=None)
     from pipeline.simulate.archive import make_archive

@@ -155,3 +155,22 @@ def test_entering_again_keeps_the_cluster(dask_engine: DaskEngine) -> None:
 def test_workers_and_a_scheduler_exclude_each_other() -> None:
     with pytest.raises(RecipeError, match="--workers"):
         DaskEngine(workers=2, scheduler="tcp://127.0.0.1:1")
+
+
+def test_an_interrupt_while_workers_start_waits_until_they_can_be_stopped(monkeypatch):
+    from pipeline.engine import dask as module
+
+    closed = []
+
+    class Cluster:
+        def close(self) -> None:
+            closed.append(self)
+
+    def start(_: int) -> Cluster:
+        os.kill(os.getpid(), signal.SIGINT)
+        return Cluster()
+
+    monkeypatch.setattr(module, "_local_cluster", start)
+    with pytest.raises(KeyboardInterrupt), DaskEngine(workers=1):
+        pass
+    assert len(closed) == 1
