@@ -116,6 +116,13 @@ def extract(
     workers: WorkersOption = None,
     scheduler: SchedulerOption = None,
     serial: SerialOption = False,
+    accept_failures: Annotated[
+        bool,
+        typer.Option(
+            "--accept-failures",
+            help="Commit a shard even if over half of its patches failed for good.",
+        ),
+    ] = False,
 ) -> None:
     """Read pixels and write shards; run it again to resume."""
     from pipeline.run.extract import run_extract
@@ -124,7 +131,9 @@ def extract(
     loaded, store = _open(recipe, root)
     with Progress() as progress:
         engine = _engine(workers, scheduler, serial, progress)
-        report = run_extract(loaded, store, engine, progress=progress)
+        report = run_extract(
+            loaded, store, engine, progress=progress, accept_failures=accept_failures
+        )
     _say(report)
 
 

@@ -42,7 +42,9 @@ def run_everything(
             f"recipe {loaded.name} has no stage {until!r}; its stages are: {', '.join(stages)}."
         )
     for stage in stages:
-        yield stage, _run(stage, loaded, store, engine, cutoff, device, progress)
+        report = _run(stage, loaded, store, engine, cutoff, device, progress)
+        progress.finish()
+        yield stage, report
         if stage == until:
             return
 

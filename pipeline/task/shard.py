@@ -70,7 +70,11 @@ def build_shard(order: ShardOrder) -> ShardReport:
     rows = _rows(decided, reader)
     _count(report, [*rows, *kept])
     if before is None and not order.accept_failures and too_many_failures(trials):
-        report.passing = f"{sum(report.failed.values())} of {len(lock.patches)} patches failed"
+        classes = ", ".join(f"{name} {number}" for name, number in sorted(report.failed.items()))
+        report.passing = (
+            f"{report.failed.total()} of {len(lock.patches)} patches failed ({classes}); "
+            "`--accept-failures` commits it all the same"
+        )
         return report
     if before is not None and not _changed(before, rows):
         return report

@@ -83,14 +83,14 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._finish_step()
+        self.finish()
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def start(self, label: str, total: int | None = None) -> None:
         """Begin a step of `total` items (None: unknown); ends the step before it."""
-        self._finish_step()
+        self.finish()
         self._label, self._total, self._done, self._counts = label, total, 0, {}
         self._began_s = self._said_s = time.monotonic()
         if self._live is not None:
@@ -115,7 +115,8 @@ class Progress:
         else:
             print(text, file=self._stream, flush=True)
 
-    def _finish_step(self) -> None:
+    def finish(self) -> None:
+        """End the step under way, if there is one: its last line comes before what is said next."""
         if self._label and self._live is None:
             self._line()
         self._label = ""
