@@ -133,7 +133,7 @@ def disturb(
     calmly : callable
         Extracts into a root undisturbed: the reference.
     at_most : int or None
-        Kills in one extraction; None: drawn between 3 and 8 for each.
+        Kills in one extraction; None: drawn between 8 and 15 for each.
 
     Returns
     -------
@@ -155,7 +155,7 @@ def disturb(
     while sum(dealt) < kills:
         root = planned.with_name(f"{planned.name}-{roots}")
         shutil.copytree(planned, root)
-        some = min(kills - sum(dealt), at_most or int(rng.integers(3, 9)))
+        some = min(kills - sum(dealt), at_most or int(rng.integers(8, 16)))
         workers, drivers = survive(command(root), root, rng, kills=some, longest_s=longest_s)
         if (fingerprint(root), dataset_digest(open_store(root))) != expected:
             raise SystemExit(f"{root} differs from the undisturbed {calm}")
