@@ -6,6 +6,7 @@ unreachable, sizes are bounded, and a grid that is not north-up with square pixe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pipeline.errors import GiveUp
 from pipeline.raster.rangefile import NAME, Container, RangeFile
+
+# A file without a grid is refused below by an error that names it; GDAL's own word comes too often.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 #: First bytes of the formats that may be opened, and GDAL's driver for each: TIFF 6.0 section 2,
 #: BigTIFF (magic 43), JPEG 2000 (ISO/IEC 15444-1 annex I.5.1).

@@ -70,16 +70,17 @@ def test_a_transductive_model_is_called_so(published):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"labels": "image"}, "label products .* are: labels"),
-        ({"labels": "other"}, "label products"),
+        ({"labels": "image"}, r"`evaluate\.labels` is 'image'; allowed .*: labels"),
+        ({"labels": "other"}, r"`evaluate\.labels` is 'other'; allowed .*: labels"),
         ({"min_label_fraction": 1.0, "window_px": 16}, "no labelled windows"),
     ],
 )
 def test_what_cannot_be_evaluated_is_explained(trained, wrong, message):
     published, _ = trained
-    loaded = published.recipe(pretrain=PRETRAIN, evaluate={**EVALUATE, **wrong})
     with pytest.raises(RecipeError, match=message):
-        run_evaluate(loaded, published.store)
+        run_evaluate(
+            published.recipe(pretrain=PRETRAIN, evaluate={**EVALUATE, **wrong}), published.store
+        )
 
 
 def test_without_a_model_or_a_table_the_recipe_must_change(published):
