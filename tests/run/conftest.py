@@ -54,6 +54,9 @@ a = [{{asset = "fine"}}]
 b = [{{asset = "fine"}}]
 wide = [{{asset = "coarse"}}]
 classes = [{{asset = "classes"}}]
+[providers.simulated]
+like = "local"
+collection = "{id}"
 """
 
 

@@ -1,0 +1,87 @@
+"""Extraction over a network that fails: passing failures leave no trace, lasting ones are told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipeline.engine.serial import SerialEngine
+from pipeline.errors import TryAgain
+from pipeline.run.retry import run_retry
+from pipeline.simulate.catalogue import ITEMS
+from pipeline.simulate.faults import Faults
+from pipeline.simulate.server import ArchiveServer
+from pipeline.store import layout
+from pipeline.watch.progress import Progress
+
+#: Longer than any pause that is sat out, so that a throttled request ends at once.
+TOO_LONG_S = 3600
+
+Serve = Callable[..., ArchiveServer]
+
+
+@pytest.fixture
+def remote(rig: Any) -> Serve:
+    """Put the rig's scenes behind a server that comes back at its address with other faults."""
+    rig.wishes[0].update(provider="simulated", path=None)
+    rig.scene("image/d1/t1")
+    rig.scene("image/d2/t1")
+    for sample in range(3):
+        rig.patch(sample, [["image/d1/t1"]])
+    rig.patch(3, [["image/d2/t1"]])
+    archive = rig.folder / "archive"
+    shutil.copytree(rig.folder / "scenes", archive / "files")
+    (archive / ITEMS).write_text(json.dumps({"providers": {}}))
+    with ArchiveServer(archive) as first:
+        port = int(first.url.rsplit(":", 1)[1])
+    rig.wishes[0]["url"] = first.url
+    for name, scene in rig.scenes.items():
+        folder = f"{first.url}/files/{name.replace('/', '_')}"
+        assets = [replace(a, href=f"{folder}/{a.name}.tif") for a in scene.assets]
+        rig.scenes[name] = replace(scene, provider="simulated", assets=assets)
+    return lambda faults=None: ArchiveServer(archive, faults=faults, port=port)
+
+
+def test_passing_faults_leave_no_trace(rig: Any, remote: Serve) -> None:
+    with remote():
+        rig.extract()
+    other = rig.elsewhere("other")
+    with remote(Faults(rate=0.3, seed=3, at_most=1)) as server:
+        other.extract()
+        assert server.dice.thrown
+    assert other.objects() == rig.objects()
+
+
+def test_a_lasting_fault_is_told_after_three_rounds_and_retry_heals_it(
+    rig: Any, remote: Serve
+) -> None:
+    undisturbed = rig.elsewhere("undisturbed")
+    with remote():
+        undisturbed.extract()
+    faults = Faults(permanent={"*d2_t1/coarse.tif": "throttled"}, retry_after_s=TOO_LONG_S)
+    with remote(faults) as server:
+        assert rig.extract().failed == {"throttled": 1}
+        assert server.dice.thrown["throttled"] == 3
+    with remote(), Progress(live=False) as progress:
+        report = run_retry(rig.loaded, rig.store, SerialEngine(), progress=progress, pause_s=0)
+    assert (report.tried, report.healed, report.revised) == (1, 1, 1)
+    assert rig.digest() == undisturbed.digest()
+    name = layout.shard_name(1, 0)
+    healed, calm = layout.shard_folder(name, 2), layout.shard_folder(name, 1)
+    objects = {k.removeprefix(healed): v for k, v in rig.objects().items() if healed in k}
+    expected = {k.removeprefix(calm): v for k, v in undisturbed.objects().items() if calm in k}
+    assert objects == expected
+
+
+@pytest.mark.slow
+def test_a_provider_that_is_down_stops_the_run_and_nothing_is_committed(
+    rig: Any, remote: Serve
+) -> None:
+    with remote(Faults(permanent={"*": "server-error"})), pytest.raises(TryAgain, match="again"):
+        rig.extract()
+    assert rig.objects() == {}
