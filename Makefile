@@ -1,4 +1,4 @@
-# Few words: make demo, make test, make lint, make format, make bench, make lock, make schemas.
+# Few words: make demo, make test, make lint, make format, make bench, make soak, make lock, make schemas.
 # Everything runs in .venv, made from the hashed lock in requirements/; only Python 3.11+ is needed.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ READY := .venv/.ready
 ROOT ?= data/demo
 ARCHIVE ?= data/simulated-archive
 
-.PHONY: demo test lint format bench lock schemas clean
+.PHONY: demo test lint format bench soak lock schemas clean
 
 demo: $(READY)  ## the main job, from a simulated archive to an evaluated model
 	PATH="$(CURDIR)/$(BIN):$$PATH" ARCHIVE="$(ARCHIVE)" ROOT="$(ROOT)" sh docs/demo.sh
@@ -27,6 +27,9 @@ format: $(READY)
 
 bench: $(READY)  ## the published figures (about half an hour on 2 cores)
 	$(BIN)/python -m benchmarks
+
+soak: $(READY)  ## 100 seeds of a network that fails (about a quarter of an hour)
+	$(BIN)/python -m benchmarks.soak --seeds 100
 
 lock: $(READY)  ## refresh the hashed lock from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+#: Those that take half an hour or more, or a GPU: run where they are named.
+LONG = ("features", "gpu", "health", "kill", "soak")
 
 
 def names() -> list[str]:
@@ -19,13 +21,13 @@ def names() -> list[str]:
 
 
 def main(wanted: list[str]) -> int:
-    """Run the wanted benchmarks (all, if none is named); return how many did not end well."""
+    """Run the wanted benchmarks (none named: all but `LONG`); return how many did not end well."""
     unknown = set(wanted) - set(names())
     if unknown:
         print(f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(names())}")
         return 2
     failed = 0
-    for name in wanted or names():
+    for name in wanted or [name for name in names() if name not in LONG]:
         print(f"\n## {name}\n", flush=True)
         ended = subprocess.run([sys.executable, str(FOLDER / f"{name}.py")], check=False)
         failed += ended.returncode != 0

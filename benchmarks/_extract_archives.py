@@ -70,16 +70,26 @@ class Case:
 
 
 def enmap_case(folder: Path, *, quick: bool) -> Case:
-    """Two cubes of 1200 x 1200 x 224, each tiled into 81 patches of 128 px: one shard each."""
+    """Four cubes of 1200 x 1200 x 224, each tiled into 81 patches of 128 px: one shard each.
+
+    The third and fourth have the pixels of the first and second, under names of their own.
+    """
     bands, edge = 224, 640 if quick else 1200
     cells = (edge - 37) // 128
     scenes, shards = [], []
+    made = []
     for number in range(2):
         corner = 300_015.0 + 100_000 * number, 5_000_025.0
         files = {"image": _cube(folder / "files" / f"{number}", number, corner, edge, bands)}
         for layer in LAYERS:
             path = folder / "files" / f"{number}" / f"{layer}.tif"
             files[_enmap_asset(layer)] = _flat(path, corner, edge, 30, 1)
+        made.append((corner, files))
+    made += [
+        (corner, _again(files, folder / "files" / f"{number}"))
+        for number, (corner, files) in enumerate(made, start=2)
+    ]
+    for number, (corner, files) in enumerate(made):
         scenes.append(_scene("enmap-l2a", number, corner, edge * 30, files, 0))
         # Cells are tiles of the fixed tiling, and scenes begin anywhere: windows straddle blocks.
         spots = [(37 + 128 * x, 21 + 128 * y) for y in range(cells) for x in range(cells)]
@@ -88,9 +98,9 @@ def enmap_case(folder: Path, *, quick: bool) -> Case:
 
 
 def sentinel_case(folder: Path, *, quick: bool) -> Case:
-    """Two dates of a tile of 10,980 px, 12 bands in files of their own, with 96 cells of 264 px.
+    """Four dates of a tile of 10,980 px, 12 bands in files of their own, with 96 cells of 264 px.
 
-    The second date has the first one's pixels, under names of its own. One shard a date.
+    The later dates have the first one's pixels, under names of their own. One shard a date.
     """
     edge = 5_490 if quick else 10_980
     product = load_product("sentinel-2-l2a")
@@ -103,19 +113,15 @@ def sentinel_case(folder: Path, *, quick: bool) -> Case:
         pixels = (base[::step, ::step] // (1 + number % 3) + 1100 + 60 * number).astype("uint16")
         files[f"{band.name}_{band.pixel_m:.0f}m"] = _single(path, corner, pixels, band.pixel_m)
     files["SCL_20m"] = _flat(folder / "files" / "0" / "SCL.tif", corner, edge // 2, 20, 4)
-    again = folder / "files" / "1"
-    again.mkdir()
-    others = {name: again / path.name for name, path in files.items()}
-    for name, path in files.items():
-        others[name].hardlink_to(path)
+    dates = [files, *(_again(files, folder / "files" / f"{number}") for number in (1, 2, 3))]
     scenes = [
         _scene("sentinel-2-l2a", number, corner, edge * 10, paths, -1000)
-        for number, paths in enumerate((files, others))
+        for number, paths in enumerate(dates)
     ]
     cells = edge // 264
     chosen = np.random.default_rng(1).choice(cells * cells, 48 if quick else 96, replace=False)
     spots = sorted((264 * int(k // cells), 264 * int(k % cells)) for k in chosen)
-    shards = [[(corner, (x, y)) for y, x in spots]] * 2
+    shards = [[(corner, (x, y)) for y, x in spots]] * 4
     return _case(folder, "sentinel-2-l2a", "s2r10", 264, 10, scenes, shards, bands="default")
 
 
@@ -266,6 +272,15 @@ def _cube(folder: Path, seed: int, corner: tuple[float, float], edge: int, bands
             block += rng.normal(0, 12, block.shape)
             file.write(block.astype("int16"), window=Window(0, row, edge, rows))
     return path
+
+
+def _again(files: dict[str, Path], folder: Path) -> dict[str, Path]:
+    """Give files a second name each: another scene with the same pixels, without its disk space."""
+    folder.mkdir()
+    names = {name: folder / path.name for name, path in files.items()}
+    for name, path in files.items():
+        names[name].hardlink_to(path)
+    return names
 
 
 def _single(path: Path, corner: tuple[float, float], pixels: NDArray[Any], pixel_m: float) -> Path:

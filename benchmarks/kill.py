@@ -190,6 +190,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="terrashard-kill-"))
     print("| workers | worker kills | driver kills | roots | digest and bytes equal | seconds |")
@@ -208,7 +209,7 @@ def main() -> None:
                 "--serial",
             ]
 
-        for workers in (1, 2):
+        for workers in options.workers:
 
             def command(root: Path, workers: int = workers) -> list[str]:
                 terrashard = [sys.executable, "-c", CLI, "extract", str(recipe)]

@@ -1,16 +1,21 @@
 """Samples per second out of shards, against WebDataset, LitData and the bare decoding bound.
 
-Run: `python -m benchmarks.loader` (about two minutes). Everything reads the same pixels in the same
-Blosc-zstd chunks from the same disk, on two cores, and hands over batches of 32 as torch tensors,
+Run: `python -m benchmarks.loader [--codec lz4]` (minutes). All read the same pixels in the same
+Blosc chunks from the same disk, on two cores, and hands over batches of 32 as torch tensors,
 bands and mask. WebDataset and LitData decode in two worker processes each, in the order in which
 their files lie; ours decodes with two threads, in random order. The bound decompresses the same
 chunks from memory, with the same threads, into the same batch. Rounds are interleaved and the best
 of each is shown, because a shared machine only ever makes things slower; CPU time per sample (of
 all processes together) hardly depends on that.
+
+A second table shows whether training waits: batches are taken by a step that lasts 0.5, 1 and 2
+times as long as decoding one takes (it sleeps, as a thread that waits for a GPU does). Without any
+loss the rate would be that of the slower of the two.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import os
@@ -37,6 +42,9 @@ from pipeline.store.version import Extent, ShardEntry, Version
 BATCH = 32
 CORES = 2
 ROUNDS = 3
+#: Lengths of a step, in times of decoding a batch; and batches of a round.
+PACES = (0.5, 1.0, 2.0)
+PACED_BATCHES = 40
 BOUND, OURS = "bound: decode from memory", "ours, 2 threads"
 
 
@@ -66,14 +74,17 @@ CASES = (
 
 def main() -> None:
     """Measure every case and print one table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--codec", choices=["zstd", "lz4"], default="zstd")
+    codec_name = parser.parse_args().codec
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    heads = ("case", "loader", "samples/s", "of the bound", "ours is faster by", "CPU ms/sample")
-    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    paced = []
+    show("case", "loader", "samples/s", "of the bound", "ours is faster by", "CPU ms/sample")
     for case in CASES:
         with tempfile.TemporaryDirectory() as folder:
-            found = measure(case, Path(folder))
+            found, kept = measure(case, Path(folder), codec_name)
         best = {name: max(rate for rate, _ in rounds) for name, rounds in found.items()}
         for name, rounds in found.items():
             cells = (
@@ -85,11 +96,33 @@ def main() -> None:
                 f"{min(cpu for _, cpu in rounds) * 1000:.1f}",
             )
             print("| " + " | ".join(cells) + " |", flush=True)
+        paced += [(case.name, pace, *kept[pace]) for pace in PACES]
+    print(f"\nload of the machine: {os.getloadavg()[0]:.1f}\n")
+    show("case", "step / decoding", "samples/s", "of min(step, bound)")
+    for name, pace, rate, share in paced:
+        print(f"| {name} | {pace} | {rate:,.0f} | {share:.2f} |")
 
 
-def measure(case: Case, folder: Path) -> dict[str, list[tuple[float, float]]]:
-    """Return samples per second, and CPU seconds per sample, of every round of every loader."""
-    spec = spec_of(case)
+def show(*heads: str) -> None:
+    """Print the head of a table."""
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+
+
+Rounds = dict[str, list[tuple[float, float]]]
+
+
+def measure(
+    case: Case, folder: Path, codec_name: codec.Codec
+) -> tuple[Rounds, dict[float, tuple[float, float]]]:
+    """Measure every loader, and whether ours keeps pace.
+
+    Returns
+    -------
+    (found, kept)
+        Samples per second, and CPU seconds per sample, of every round of every loader; and for
+        each of `PACES` samples per second, and their share of the slower of step and bound.
+    """
+    spec = spec_of(case, codec_name)
     chunks = list(encoded(case, spec))
     write_tars(folder / "tars", chunks)
     write_litdata(folder / "litdata", chunks)
@@ -108,7 +141,50 @@ def measure(case: Case, folder: Path) -> dict[str, list[tuple[float, float]]]:
             rate = patches / (time.perf_counter() - start)
             if turn:  # the first round fills caches and starts worker processes
                 found[name].append((rate, (cpu_s() - cpu) / patches))
-    return found
+    return found, keep_pace(reader, epochs[BOUND])
+
+
+def keep_pace(
+    reader: PatchReader, bound: Callable[[], Iterator[int]]
+) -> dict[float, tuple[float, float]]:
+    """Take batches at a steady pace; the best share of several rounds for each of `PACES`.
+
+    The bound is measured before and after each, over half as many batches, so that both see the
+    same machine.
+    """
+    best: dict[float, tuple[float, float]] = dict.fromkeys(PACES, (0.0, 0.0))
+    for _ in range(ROUNDS):
+        for pace in PACES:
+            before_s = decoding_s(bound)
+            step_s = pace * before_s
+            rate = paced_rate(reader, step_s)
+            share = rate * max(step_s, (before_s + decoding_s(bound)) / 2) / BATCH
+            best[pace] = max(best[pace], (rate, share), key=lambda found: found[1])
+    return best
+
+
+def decoding_s(bound: Callable[[], Iterator[int]]) -> float:
+    """Return the seconds that decoding a batch takes at best."""
+    start, patches = time.perf_counter(), 0
+    while patches < PACED_BATCHES // 2 * BATCH:
+        patches += sum(bound())
+    return (time.perf_counter() - start) / patches * BATCH
+
+
+def paced_rate(reader: PatchReader, step_s: float) -> float:
+    """Return samples per second of the whole loader, taken by steps of so many seconds."""
+    from pipeline.pretrain.batches import AHEAD, stream
+    from pipeline.pretrain.order import times_or_views
+
+    readers, first = {reader.product: reader}, AHEAD + 1
+    picks = times_or_views(readers, views=1, times=False, batch_size=BATCH, seed=0)
+    batches = stream(readers, picks, start=0, stop=first + PACED_BATCHES, threads=CORES)
+    start = 0.0
+    for number, _ in enumerate(batches):
+        if number == first:  # before that, memory is set out and the first batches are waited for
+            start = time.perf_counter()
+        time.sleep(step_s)
+    return (PACED_BATCHES - 1) * BATCH / (time.perf_counter() - start - step_s)
 
 
 def cpu_s() -> float:
@@ -121,7 +197,7 @@ def cpu_s() -> float:
 # --- the same pixels, four times ---------------------------------------------------------------
 
 
-def spec_of(case: Case) -> ArraySpec:
+def spec_of(case: Case, codec_name: codec.Codec) -> ArraySpec:
     return ArraySpec(
         product="image",
         samples=case.patches // 2,
@@ -136,7 +212,8 @@ def spec_of(case: Case) -> ArraySpec:
         wavelength_nm=(None,) * case.bands,
         pixel_m=10.0,
         native_dtype=None,
-        compression_level=3,
+        codec=codec_name,
+        compression_level=1,
     )
 
 
@@ -145,7 +222,7 @@ def encoded(case: Case, spec: ArraySpec) -> Iterator[Encoded]:
 
     Noise and repeats are set so that they compress like real ones: 12-band Sentinel-2 L2A patches
     with 20 m and 60 m bands repeated onto 10 m come to 3.1 : 1, EnMAP L2A to 1.5 (land) and 2.3
-    (water), measured on public patches at this level.
+    (water), measured on public patches at level 3 of zstd.
     """
     rng = np.random.default_rng(0)
     for _ in range(case.patches):

@@ -65,6 +65,10 @@ SerialOption = Annotated[
     bool, typer.Option("--serial", help="No workers: run in this process (debugging).")
 ]
 DeviceOption = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, or cuda.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Name of the model. [default: the recipe's own]"),
+]
 
 
 # --- the stages ------------------------------------------------------------------------------
@@ -80,12 +84,23 @@ def sample(recipe: RecipeArg, root: RootOption = None) -> None:
 
 
 @app.command(epilog="Example: terrashard search demo --root data/demo")
-def search(recipe: RecipeArg, root: RootOption = None) -> None:
+def search(
+    recipe: RecipeArg,
+    root: RootOption = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Count scenes by provider and month, and what each lacks; write nothing.",
+        ),
+    ] = False,
+) -> None:
     """Find what exists there: write the scenes table (metadata only)."""
+    from pipeline.run.compare import run_compare
     from pipeline.run.search import run_search
 
     loaded, store = _open(recipe, root)
-    _say(run_search(loaded, store))
+    _say(run_compare(loaded, store) if compare else run_search(loaded, store))
 
 
 @app.command(epilog="Example: terrashard plan demo --dry-run --mbit-per-s 200")
@@ -156,6 +171,13 @@ def pretrain(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not resume a checkpoint.")] = False,
     device: DeviceOption = "auto",
+    log: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Follow the run in csv, tensorboard or wandb."),
+    ] = None,
+    log_folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where such logs go, on this machine.")
+    ] = Path("logs"),
 ) -> None:
     """Learn from a published version; run it again to resume."""
     from pipeline.run.pretrain import run_pretrain
@@ -164,7 +186,14 @@ def pretrain(
     loaded, store = _open(recipe, root)
     with Progress() as progress:
         report = run_pretrain(
-            loaded, store, name=name, resume=not fresh, device=device, progress=progress
+            loaded,
+            store,
+            name=name,
+            resume=not fresh,
+            device=device,
+            progress=progress,
+            logs=log or (),
+            log_folder=log_folder,
         )
     _say(report)
 
@@ -173,10 +202,7 @@ def pretrain(
 def evaluate(
     recipe: RecipeArg,
     root: RootOption = None,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Name of the model. [default: the recipe's own]"),
-    ] = None,
+    model: ModelOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Probe what was learned, beside baselines on the same split."""
@@ -187,6 +213,45 @@ def evaluate(
     with Progress() as progress:
         report = run_evaluate(loaded, store, model=model, device=device, progress=progress)
     _say(report)
+
+
+@app.command(epilog="Example: terrashard embed demo --model my-moco --dtype float16")
+def embed(
+    recipe: RecipeArg,
+    root: RootOption = None,
+    model: ModelOption = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="TYPE", help="Of the features: float32 or float16.")
+    ] = "float32",
+    device: DeviceOption = "auto",
+) -> None:
+    """Write a model's features of every patch (GeoParquet); run it again to resume."""
+    from pipeline.run.embed import run_embed
+    from pipeline.watch.progress import Progress
+
+    loaded, store = _open(recipe, root)
+    with Progress() as progress:
+        report = run_embed(
+            loaded, store, model=model, dtype=dtype, device=device, progress=progress
+        )
+    _say(report)
+
+
+@app.command(epilog="Example: terrashard export demo my-moco-folder --model my-moco --onnx")
+def export(
+    recipe: RecipeArg,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder to write.")],
+    root: RootOption = None,
+    model: ModelOption = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write model.onnx too, and compare its features.")
+    ] = False,
+) -> None:
+    """Take a model out: a folder that timm and the Hugging Face Hub load."""
+    from pipeline.run.export import run_export
+
+    loaded, store = _open(recipe, root)
+    _say(run_export(loaded, store, folder, model=model, onnx=onnx))
 
 
 @app.command(epilog="Example: terrashard run demo --root data/demo --until publish")
@@ -233,9 +298,10 @@ def check(
 ) -> None:
     """Validate a recipe and print it resolved, defaults included."""
     from pipeline.recipe import load_recipe
-    from pipeline.run.check import resolved
+    from pipeline.run.check import check_places, resolved
 
     loaded = load_recipe(recipe)
+    check_places(loaded)
     typer.echo(" ".join(loaded.stages()) if stages else resolved(loaded))
 
 
@@ -373,11 +439,15 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="N", help="0: any free one.")
     ] = 8790,
+    faults: Annotated[
+        float, typer.Option(min=0, max=1, metavar="X", help="Share of requests that fail.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Which of them.")] = 0,
 ) -> None:
     """Serve a simulated archive on loopback: STAC search and files."""
     from pipeline.run.serve import run_serve
 
-    run_serve(folder, port=port, say=typer.echo)
+    run_serve(folder, port=port, faults=faults, seed=seed, say=typer.echo)
 
 
 # --- the frame -------------------------------------------------------------------------------

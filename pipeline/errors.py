@@ -15,6 +15,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+#: What the ledger calls a failure that may pass, and one that stays until the source changes.
+PASSING = ("throttled", "server-error", "connection", "timeout", "short-read", "circuit-open")
+FINAL = (
+    *("gone", "forbidden", "refused", "changed", "truncated", "corrupt"),
+    *("not-an-image", "wrong-size", "wrong-grid", "too-large"),
+)
+
 
 class TerrashardError(Exception):
     """Every error this project raises on purpose; its text is one paragraph for a person."""
@@ -39,7 +46,7 @@ class TryAgain(TerrashardError):
     message : str
         What happened, without secrets.
     failure : str
-        Class for the ledger: `throttled`, `server-error`, `connection`, `timeout`, `short-read`.
+        Class for the ledger, one of `PASSING`; or the name of what ended a whole command.
     retry_after_s : float or None
         What the server asked for, in seconds, if it did.
     """
@@ -63,8 +70,8 @@ class GiveUp(TerrashardError):
     message : str
         What happened, without secrets.
     failure : str
-        Class for the ledger: `gone`, `forbidden`, `changed`, `not-an-image`, `truncated`,
-        `corrupt`, `wrong-size`, `wrong-grid`, `refused` (an href that is not allowed).
+        Class for the ledger, one of `FINAL`. `refused` is an href that is not allowed,
+        `too-large` a request that Earth Engine has not the memory for, however small it is made.
     """
 
     exit_code = 69

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
+
+from numpy.typing import NDArray
 
 
 class ObjectStore(Protocol):
@@ -68,6 +70,42 @@ class ByteSource(Protocol):
 
     def ranges(self, href: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Return the bytes [start, stop) of each range; near ones are fetched in one request."""
+        ...
+
+    @property
+    def requests(self) -> int:
+        """Requests made so far."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PixelGrid:
+    """A north-up raster of square pixels, from its north-western corner."""
+
+    epsg: int
+    x_min_m: float
+    y_max_m: float
+    pixel_m: float
+    width_px: int
+    height_px: int
+
+
+@runtime_checkable
+class PixelSource(Protocol):
+    """Reads pixels of scenes that are no files: `pipeline.sources.earthengine_pixels`.
+
+    Failures as for `ByteSource`; safe to use from several threads.
+    """
+
+    @property
+    def concurrency(self) -> int:
+        """Windows that are worth asking for at the same time."""
+        ...
+
+    def pixels(
+        self, href: str, bands: Sequence[str], grid: PixelGrid, *, fill: float
+    ) -> NDArray[Any]:
+        """Return the pixels (band, y, x) of some bands of an image; `fill` where it has none."""
         ...
 
     @property

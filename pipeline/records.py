@@ -173,9 +173,11 @@ class Rejected:
         "unmasked",
         "other-zone",
         "off-lattice",
+        "offset-contradiction",
         "with-group",
     ]
-    """`not-seen`: too few valid pixels. `with-group`: a leader or follower was rejected."""
+    """`not-seen`: too few valid pixels. `offset-contradiction`: the scene's pixels contradict what
+    its catalogue says of the processing offset. `with-group`: a leader or follower was rejected."""
     detail: str = ""
 
 
@@ -223,7 +225,9 @@ class LedgerRow:
     """Sub-pixel shift from the cell to the product's lattice, in stored pixels, east and south."""
     shift_y_px: float
     resampling: str
-    """`none`, `repeat` (coarser band, whole factor), or the recipe's method."""
+    """`none`, `repeat` (coarser band, whole factor), or the method: the recipe's, or `nearest` or
+    `bilinear` of a product that is warped; `gcp-` before it where only ground control points say
+    where the pixels are, so that what is high is displaced."""
     pixel_digest: str
     """sha256 (hex) of the stored pixels and mask, uncompressed; empty if not written."""
     count: list[int]
@@ -258,6 +262,10 @@ class IndexRow:
     clear_fraction: float
     valid_fraction: float
     absent_bands: list[str]
+    residual: list[float]
+    """Where the recipe compares the product with an imaging spectrometer: mean of each stored band
+    minus what the spectrometer's bands, weighted by the band's response, say it should be, in the
+    product's unit; NaN where the spectrometer does not see the band. Else empty."""
     pixel_digest: str
     epsg: int
     x_min_m: float

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -33,6 +36,7 @@ settings.register_profile("terrashard", deadline=None)
 settings.load_profile("terrashard")
 
 SLOTS = ("2021-01", "2021-02")
+BANDS = {"image": "abcd", "labels": "c", "radar": "xy"}
 CELL_M, SIZE_PX, LABEL_PX, LOCATIONS = 160.0, 16, 8, 24
 
 PRODUCT = """
@@ -58,14 +62,17 @@ RECIPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Published:
-    """A root with one version of `image` (4 bands, 16 px) and `labels` (static, 8 px)."""
+    """A root with one version of `image` (4 bands), `labels` (static, 8 px) and `radar`.
+
+    `image` and `radar` (2 bands) have 16 pixels and show the same patterns.
+    """
 
     store: ObjectStore
     folder: Path
 
     def recipe(self, **tables: Any) -> LoadedRecipe:
         """Return its recipe with other tables, such as `pretrain` or `evaluate`."""
-        wishes = [{"id": f"{name}.toml", "path": "."} for name in ("image", "labels")]
+        wishes = [{"id": f"{name}.toml", "path": "."} for name in BANDS]
         values = {**RECIPE, "product": wishes, **tables}
         return LoadedRecipe(Recipe.model_validate(values), self.folder)
 
@@ -73,9 +80,11 @@ class Published:
 @pytest.fixture
 def published(_published_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
     """A root of its own, to train in; `backbone = "small"` is timm's own ResNet for tests."""
+    from pipeline import recipe
     from pipeline.pretrain import backbones
 
     monkeypatch.setitem(backbones.RESNETS, "small", "test_resnet")
+    monkeypatch.setattr(recipe, "BACKBONES", (*recipe.BACKBONES, "small"))
     folder = tmp_path / "published"
     shutil.copytree(_published_once, folder)
     return Published(open_store(folder / "root"), folder)
@@ -84,11 +93,12 @@ def published(_published_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture(scope="session")
 def _published_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
-    for name, kind, temporal, dtype, bands, pixel_m in (
-        ("image", "image", "dated", "int16", "abcd", 10),
-        ("labels", "labels", "static", "uint8", "c", 20),
+    for name, kind, temporal, dtype, pixel_m in (
+        ("image", "image", "dated", "int16", 10),
+        ("labels", "labels", "static", "uint8", 20),
+        ("radar", "image", "dated", "int16", 10),
     ):
-        listed = ", ".join(f'{{name = "{band}", pixel_m = {pixel_m}}}' for band in bands)
+        listed = ", ".join(f'{{name = "{band}", pixel_m = {pixel_m}}}' for band in BANDS[name])
         text = PRODUCT.format(id=name, kind=kind, temporal=temporal, dtype=dtype, bands=listed)
         more = 'ignore_class = 0\nclasses = {1 = "rows", 2 = "columns"}\n'
         (folder / f"{name}.toml").write_text(text + (more if kind == "labels" else ""))
@@ -102,7 +112,7 @@ def _fill(store: ObjectStore, loaded: LoadedRecipe) -> None:
     layout.claim(store, loaded)
     cells = [_cell(k) for k in range(LOCATIONS)]
     append(store, layout.LOCATIONS, from_rows(cells, Location), Location)
-    specs = {name: _spec(loaded, name) for name in ("image", "labels")}
+    specs = {name: _spec(loaded, name) for name in BANDS}
     writer = ShardWriter(specs)
     ledger: list[LedgerRow] = []
     plan: list[PlannedPatch] = []
@@ -114,7 +124,8 @@ def _fill(store: ObjectStore, loaded: LoadedRecipe) -> None:
             labels = np.random.default_rng(100 + sample).integers(1, 3, (2, 2))
             # Every third location was seen once only.
             for time in range(min(spec.times, 1 if sample % 3 == 0 else 2)):
-                stored = _labels(labels) if product == "labels" else _image(labels, rng)
+                bands = len(spec.bands)
+                stored = _labels(labels) if product == "labels" else _image(labels, bands, rng)
                 mask = np.full(stored.shape[1:], 8, "uint8")
                 if product == "image" and sample == 1:
                     mask[:2], stored[:, :2] = 0, -32768
@@ -157,13 +168,13 @@ def _fill(store: ObjectStore, loaded: LoadedRecipe) -> None:
     write_commit(store, commit)
 
 
-def _image(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _image(labels: np.ndarray, bands: int, rng: np.random.Generator) -> np.ndarray:
     """Stripes along rows or columns in each quarter: equal histograms, different patterns."""
     stripes = np.where(np.arange(8) % 2, 300, -300)
     quarters = {1: np.repeat(stripes[:, None], 8, 1), 2: np.repeat(stripes[None], 8, 0)}
     plain = np.block([[quarters[int(code)] for code in row] for row in labels])
-    gain = rng.uniform(0.5, 1.5, (4, 1, 1))
-    noise = rng.normal(0, 60, (4, SIZE_PX, SIZE_PX))
+    gain = rng.uniform(0.5, 1.5, (bands, 1, 1))
+    noise = rng.normal(0, 60, (bands, SIZE_PX, SIZE_PX))
     return (1000 + gain * plain + noise).round().astype("int16")
 
 
@@ -194,9 +205,9 @@ def _spec(loaded: LoadedRecipe, product: str) -> ArraySpec:
     return ArraySpec(
         product=product,
         samples=LOCATIONS,
-        times=2 if product == "image" else 1,
+        times=1 if product == "labels" else 2,
         bands=bands,
-        size_px=SIZE_PX if product == "image" else LABEL_PX,
+        size_px=LABEL_PX if product == "labels" else SIZE_PX,
         dtype=facts.stored_dtype,
         fill=facts.fill,
         scale=facts.scale,
@@ -250,3 +261,32 @@ def _row(
         **place,
         **{name: getattr(found, name).tolist() for name in lists},
     )
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[Callable[[str], str]]:
+    """A real S3 server on loopback; returns a function from a prefix to its URL."""
+    import warnings
+
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")  # moto's own imports
+        import logging
+
+        from moto.server import ThreadedMotoServer
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+        server.start()
+        try:
+            address = f"http://127.0.0.1:{port}"
+            patch.setenv("AWS_ENDPOINT_URL", address)
+            patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+            patch.setenv("AWS_REGION", "us-east-1")
+            httpx.put(f"{address}/bucket", trust_env=False).raise_for_status()
+            yield lambda prefix: f"s3://bucket/{prefix}"
+        finally:
+            server.stop()

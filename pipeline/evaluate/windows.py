@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,15 @@ class Windows:
     def of(self, part: str) -> Numbers:
         """Return the numbers of the windows of one part."""
         return np.flatnonzero(self.part == part)
+
+    def some(self, part: str, count: int, *, seed: int) -> Windows:
+        """Draw windows of one part, all of them if there are not so many."""
+        numbers = self.of(part)
+        if len(numbers) > count:
+            random = np.random.default_rng(seed)
+            numbers = np.sort(random.choice(numbers, count, replace=False))
+        columns = ("patch", "y_px", "x_px", "label", "location", "part")
+        return replace(self, **{name: getattr(self, name)[numbers] for name in columns})
 
 
 def cut_windows(

@@ -4,9 +4,10 @@ Colour augmentations are left out as in SpectralEarth (arXiv 2408.08447): a spec
 encoder should learn, and what differs between two dates of a place is the better teacher.
 
 Every operation carries the validity of values along: what was never seen is left out of
-interpolation and blur, instead of darkening its neighbours. All random numbers come from one
-generator on the CPU, so they are the same on every device. Resampling is done in float32
-(a crop in bfloat16 shifts pixels).
+interpolation and blur, instead of darkening its neighbours, and a crop that shows too little is
+drawn again. All random numbers come from one generator on the CPU, so they are the same on every
+device, and are drawn for the whole batch, so that they do not depend on how many processes share
+it. Resampling is done in float32 (a crop in bfloat16 shifts pixels).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.pretrain.batches import WHOLE, Share
 from pipeline.pretrain.methods.method import View
 
 #: Aspect ratios of crops (Szegedy et al. 2015, as in torchvision's RandomResizedCrop).
@@ -26,6 +28,10 @@ ASPECTS = (3 / 4, 4 / 3)
 BLUR_SIGMA_PX = (0.1, 2.0)
 #: Least share of seen values under an interpolation or blur kernel for its result to be valid.
 LEAST_SEEN = 0.5
+#: Least share of valid values in a crop, of the bands that its item has at all ...
+LEAST_VALID = 0.7
+#: ... and how many crops are drawn to find one. The best of them is taken if none has that much.
+TRIES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +45,25 @@ class Augmentation:
     blur: float = 0.0
     """Probability of a blur."""
 
-    def __call__(self, view: View, generator: torch.Generator) -> View:
-        """Return one random view of each item of a batch, size_px x size_px."""
+    def __call__(self, view: View, generator: torch.Generator, share: Share = WHOLE) -> View:
+        """Return one random view of each item of our share of a batch, size_px x size_px."""
         height, width = view.image.shape[-2:]
-        boxes = draw_boxes(len(view.image), height, width, self.area, generator)
-        flips = torch.randint(0, 2, (len(view.image), 2), generator=generator) * 2 - 1
-        out = crop(view, boxes, flips, self.size_px)
+        count = len(view.image) * share.ranks
+        ours = share.of(count)
+        drawn = draw_boxes(count * TRIES, height, width, self.area, generator)
+        flips = torch.randint(0, 2, (count, 2), generator=generator) * 2 - 1
+        boxes = choose_boxes(view.valid, drawn.view(count, TRIES, 4)[ours])
+        out = crop(view, boxes, flips[ours], self.size_px)
         if self.blur:
-            out = self._blurred(out, generator)
+            sigma = self._draw_sigma_px(count, generator)
+            out = blur(out, sigma[ours], kernel_px(self.size_px))
         return out
 
-    def _blurred(self, view: View, generator: torch.Generator) -> View:
-        count = len(view.image)
+    def _draw_sigma_px(self, count: int, generator: torch.Generator) -> Tensor:
         low, high = BLUR_SIGMA_PX
         sigma = torch.rand(count, generator=generator) * (high - low) + low
         chosen = torch.rand(count, generator=generator) < self.blur
-        return blur(view, torch.where(chosen, sigma, 0.0), kernel_px(self.size_px))
+        return torch.where(chosen, sigma, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +72,8 @@ class Crop:
 
     patch: int
     """Which of an item's patches it is drawn from."""
-    augmentation: Augmentation
+    augmentation: Augmentation | None
+    """None: the whole patch as it is, for a method that cuts by itself."""
 
 
 def draw_boxes(
@@ -88,6 +98,45 @@ def draw_boxes(
     )
 
 
+def choose_boxes(valid: Tensor, boxes: Tensor) -> Tensor:
+    """Return each item's first box with enough valid values in it, or its best.
+
+    Nothing waits for the device: all boxes are drawn beforehand, and counted in one pass.
+
+    Parameters
+    ----------
+    valid : Tensor, bool, shape (batch, band, y, x)
+        A band without any valid value in an item is not missed there.
+    boxes : Tensor, float32, shape (batch, try, 4)
+        Upper edge, left edge, height, width.
+
+    Returns
+    -------
+    Tensor, float32, shape (batch, 4)
+        On the device of `valid`.
+    """
+    height, width = valid.shape[-2:]
+    present = valid.flatten(2).any(dim=2).sum(dim=1).clamp(min=1)
+    per_pixel = valid.sum(dim=1) / present.view(-1, 1, 1)
+    # Sums over everything above and to the left, so that any box is four look-ups.
+    sums = F.pad(per_pixel.cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0)).flatten(1)
+    boxes = boxes.to(valid.device)
+    upper, left, tall, wide = boxes.unbind(dim=2)
+    top, start = upper.floor().long(), left.floor().long()
+    bottom = (upper + tall).ceil().long().clamp(max=height)
+    end = (left + wide).ceil().long().clamp(max=width)
+
+    def before(y: Tensor, x: Tensor) -> Tensor:
+        return sums.gather(1, y * (width + 1) + x)
+
+    inside = before(bottom, end) - before(top, end) - before(bottom, start) + before(top, start)
+    share = inside / ((bottom - top) * (end - start)).clamp(min=1)
+    tries = boxes.shape[1]
+    earlier = torch.arange(tries, 0, -1, device=boxes.device) + 1.0
+    best = torch.where(share >= LEAST_VALID, earlier, share).argmax(dim=1)
+    return boxes[torch.arange(len(boxes), device=boxes.device), best]
+
+
 def crop(view: View, boxes: Tensor, flips: Tensor, size_px: int) -> View:
     """Cut boxes (upper, left, height, width in pixels) and bring them to size_px, bilinearly.
 
@@ -102,7 +151,8 @@ def crop(view: View, boxes: Tensor, flips: Tensor, size_px: int) -> View:
     """
     height, width = view.image.shape[-2:]
     upper, left, tall, wide = boxes.unbind(dim=1)
-    theta = torch.zeros(len(boxes), 2, 3)
+    flips = flips.to(boxes.device)
+    theta = torch.zeros(len(boxes), 2, 3, device=boxes.device)
     theta[:, 0, 0] = flips[:, 1] * wide / width
     theta[:, 0, 2] = (2 * left + wide) / width - 1
     theta[:, 1, 1] = flips[:, 0] * tall / height

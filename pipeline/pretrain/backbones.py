@@ -1,6 +1,7 @@
 """Encoders for images of any number of bands: timm's ResNets and vision transformers.
 
-`spec_` before a name puts the spectral adapter in front of it (`pipeline.pretrain.spectral`).
+`spec_` before a name puts the spectral adapter in front of it (`pipeline.pretrain.spectral`);
+`wave_` gives it a first convolution for any sensor (`pipeline.pretrain.wavelength`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from torch import nn
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain.spectral import SpectralPatchEmbed, replace_stem
+from pipeline.pretrain.wavelength import Sensor, for_any_sensor
 
 #: Recipe name to timm's name.
 RESNETS = {name: name for name in ("resnet18", "resnet34", "resnet50", "resnet101")}
 VITS = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
 #: Before the name of one of these: with a spectral adapter.
 SPECTRAL = "spec_"
+#: Before the name of one of these: for any sensor, by the wavelengths of its bands.
+WAVELENGTH = "wave_"
 
 #: Below this edge a ResNet keeps full resolution in its stem (a 3 x 3 convolution, no pooling), as
 #: for CIFAR in He et al. 2016 (arXiv 1512.03385, section 4.2): the usual stem would shrink a
@@ -37,23 +41,30 @@ class EncoderShape:
     """What an encoder is built from; stored with its weights."""
 
     backbone: str
-    """A key of `RESNETS` or `VITS`, or one behind `SPECTRAL`."""
+    """A key of `RESNETS` or `VITS`, or one behind `SPECTRAL` or `WAVELENGTH`."""
     bands: int
-    """Bands of its images."""
+    """Bands of its images; of an encoder for any sensor, those of the first."""
     image_px: int
     """Edge of its images."""
     patch_px: int
     """Edge of a ViT's tokens; a ResNet has none."""
+    sensors: tuple[Sensor, ...] = ()
+    """What an encoder for any sensor can be aimed at; none for the others."""
 
     @property
     def family(self) -> str:
-        """The backbone without its adapter."""
-        return self.backbone.removeprefix(SPECTRAL)
+        """The backbone without what is in front of it."""
+        return self.backbone.removeprefix(SPECTRAL).removeprefix(WAVELENGTH)
 
     @property
     def spectral(self) -> bool:
         """Whether it has a spectral adapter."""
         return self.backbone.startswith(SPECTRAL)
+
+    @property
+    def any_sensor(self) -> bool:
+        """Whether its first convolution goes by wavelengths."""
+        return self.backbone.startswith(WAVELENGTH)
 
 
 def build_encoder(shape: EncoderShape, *, seed: int, any_size: bool = False) -> nn.Module:
@@ -83,7 +94,7 @@ def build_encoder(shape: EncoderShape, *, seed: int, any_size: bool = False) -> 
     known = ", ".join((*RESNETS, *VITS))
     raise RecipeError(
         f"`pretrain.backbone` is {shape.backbone!r}, which is not one of: {known}; or one of these "
-        f"behind `{SPECTRAL}`, for spectra of many bands."
+        f"behind `{SPECTRAL}`, for spectra of many bands, or `{WAVELENGTH}`, for any sensor."
     )
 
 
@@ -94,18 +105,26 @@ def width_of(encoder: nn.Module) -> int:
     return int(encoder.num_features)
 
 
+def _first_bands(shape: EncoderShape) -> int:
+    """Return the bands that timm's first convolution is built for."""
+    # One for any sensor, where it is replaced: so random weights do not depend on which sensors.
+    return 1 if shape.any_sensor else shape.bands
+
+
 def _resnet(shape: EncoderShape) -> nn.Module:
     net: Any = timm.create_model(
-        RESNETS[shape.family], pretrained=False, num_classes=0, in_chans=shape.bands
+        RESNETS[shape.family], pretrained=False, num_classes=0, in_chans=_first_bands(shape)
     )
     small = shape.image_px < SMALL_PX
     if shape.spectral:
         replace_stem(net, shape.bands, stride=1 if small else 2)
     elif small:
         width = net.bn1.num_features
-        net.conv1 = nn.Conv2d(shape.bands, width, 3, padding=1, bias=False)
+        net.conv1 = nn.Conv2d(_first_bands(shape), width, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()
+    if shape.any_sensor:
+        net.conv1 = for_any_sensor(net.conv1, shape.sensors)
     built: nn.Module = net
     return built
 
@@ -121,7 +140,7 @@ def _vit(shape: EncoderShape, *, any_size: bool) -> nn.Module:
         VITS[shape.family],
         pretrained=False,
         num_classes=0,
-        in_chans=shape.bands,
+        in_chans=_first_bands(shape),
         img_size=shape.image_px,
         patch_size=shape.patch_px,
         class_token=False,
@@ -134,7 +153,10 @@ def _vit(shape: EncoderShape, *, any_size: bool) -> nn.Module:
     # (arXiv 2111.06377, 2104.02057) both found learned positions unnecessary.
     positions = build_sincos2d_pos_embed(list(net.patch_embed.grid_size), dim=net.embed_dim)
     net.pos_embed.requires_grad_(False).copy_(positions.unsqueeze(0))
-    with torch.no_grad():
-        nn.init.xavier_uniform_(net.patch_embed.proj.weight.view(net.embed_dim, -1))
+    if shape.any_sensor:
+        net.patch_embed.proj = for_any_sensor(net.patch_embed.proj, shape.sensors)
+    else:
+        with torch.no_grad():
+            nn.init.xavier_uniform_(net.patch_embed.proj.weight.view(net.embed_dim, -1))
     built: nn.Module = net
     return built

@@ -1,160 +1,194 @@
-"""What is learned from, in which order: a stream that can be entered at any step.
+"""Batches on their way to the device: decoded into memory that is set out once, a few ahead.
 
-The order of an epoch is a function of (seed, epoch) alone, and a batch a function of its step. So
-there is no position to save: whoever knows the step knows the rest.
+Stored integers travel, not floats: half the bytes of float32 over the bus and through memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.errors import RecipeError
+from pipeline.pretrain.order import Pick, Picks
+
 if TYPE_CHECKING:
     from pipeline.store.patches import PatchReader
 
-Numbers = NDArray[np.int64]
-
-#: Batches read ahead while the device works; each holds `views` times a batch in memory.
+#: Batches read ahead while the device works. Two are decoded by the same threads, so none of them
+#: waits for the last patch of a batch, and a bucket answers for one while the other is decoded.
 AHEAD = 2
+#: Beginnings of arrays in memory are multiples of this: a cache line.
+_ALIGN_BYTES = 64
 
 
-class Batch(NamedTuple):
-    """Stored pixels of one step."""
+class Stored(NamedTuple):
+    """One view of a batch: patches of one product as they are stored."""
 
     bands: Tensor
-    """Stored type, shape (view, batch, band, y, x)."""
+    """Stored type, shape (batch, band, y, x)."""
     mask: Tensor
-    """uint8, common legend, shape (view, batch, y, x)."""
+    """uint8, common legend, shape (batch, y, x)."""
+    product: str
 
 
-class Order:
-    """Which patches make up each batch.
-
-    With one view an item is a patch. With two, an item is a location: its two views are patches of
-    two different times, drawn anew every epoch, or the same patch twice where it has but one
-    (SSL4EO-S12 and SpectralEarth pair in the same way).
-
-    Parameters
-    ----------
-    location : int array, shape (patch,)
-        Which location each patch belongs to.
-    views : int
-        1 or 2.
-    batch_size : int
-        Items in a batch. Epochs follow one another without a gap, so all batches are full, and a
-        set smaller than a batch simply repeats.
-    seed : int
-    """
-
-    def __init__(
-        self, location: NDArray[np.integer], *, views: int, batch_size: int, seed: int
-    ) -> None:
-        if not len(location):
-            raise ValueError("there are no patches to put in order")
-        self.views = views
-        self.batch_size = batch_size
-        self.seed = seed
-        self._patches = np.argsort(location, kind="stable").astype(np.int64)
-        if views == 1:
-            self._start: Numbers = np.arange(len(location), dtype=np.int64)
-        else:
-            _, start = np.unique(location[self._patches], return_index=True)
-            self._start = start.astype(np.int64)
-        self._times = np.diff(self._start, append=len(location))
-        self._known: tuple[int, Numbers] = (-1, np.empty((views, 0), np.int64))
-
-    @property
-    def items(self) -> int:
-        """Items in an epoch."""
-        return len(self._start)
-
-    def epoch(self, number: int) -> Numbers:
-        """Return the patches of an epoch in order, shape (view, item)."""
-        if self._known[0] != number:
-            self._known = (number, self._draw(number))
-        return self._known[1]
-
-    def batch(self, step: int) -> Numbers:
-        """Return the patches of a step, shape (view, batch)."""
-        wanted = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, places = np.divmod(wanted, self.items)
-        parts = [self.epoch(int(e))[:, places[epochs == e]] for e in np.unique(epochs)]
-        return np.concatenate(parts, axis=1)
-
-    def _draw(self, number: int) -> Numbers:
-        random = np.random.default_rng([self.seed, number])
-        items = random.permutation(self.items)
-        start, times = self._start[items], self._times[items]
-        draws = random.random((2, self.items))
-        first = (draws[0] * times).astype(np.int64)
-        # A step of 1 to times - 1 from the first leads to any other; of 0 to itself if it is alone.
-        stride = 1 + (draws[1] * np.maximum(times - 1, 1)).astype(np.int64)
-        second = (first + stride) % times
-        places = np.stack([start + first, start + second])[: self.views]
-        return np.take(self._patches, places)
+#: One `Stored` for each view of the items; views of the same patches are the same object.
+Batch = tuple[Stored, ...]
 
 
-def read_batch(reader: PatchReader, numbers: Numbers, *, threads: int, pin: bool) -> Batch:
-    """Read the patches of one batch; a patch that is both views is decoded once.
+class Share(NamedTuple):
+    """Which part of every batch is ours, where several processes train together."""
 
-    Parameters
-    ----------
-    reader : PatchReader
-    numbers : int array, shape (view, batch)
-        Rows of the reader.
-    threads : int
-        Decoding threads.
-    pin : bool
-        Put the result into page-locked memory, from where a GPU copies it in the background.
-    """
-    wanted, where = np.unique(numbers, return_inverse=True)
-    bands, mask = reader.read(wanted, threads=threads)
-    where = where.reshape(numbers.shape)
-    batch = Batch(torch.from_numpy(bands[where]), torch.from_numpy(mask[where]))
-    return Batch(*(part.pin_memory() for part in batch)) if pin else batch
+    rank: int = 0
+    ranks: int = 1
+
+    def of(self, count: int) -> slice:
+        """Return our part of `count` items.
+
+        Raises
+        ------
+        RecipeError
+            The parts would not be equal, and a mean over them not that over all items.
+        """
+        if count % self.ranks:
+            raise RecipeError(
+                f"a batch of {count} items cannot be shared equally by {self.ranks} processes; "
+                f"choose a multiple of {self.ranks} for `pretrain.batch_size`."
+            )
+        part = count // self.ranks
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+
+#: All of it.
+WHOLE = Share()
 
 
 def stream(
-    reader: PatchReader,
-    order: Order,
+    readers: Mapping[str, PatchReader],
+    picks: Picks,
     *,
     start: int,
     stop: int,
     threads: int,
-    pin: bool = False,
+    device: torch.device | None = None,
+    share: Share = WHOLE,
 ) -> Iterator[Batch]:
     """Yield the batches of steps start to stop - 1, reading a few ahead in the background.
 
+    A batch on the CPU lies in memory that is used again: it holds until the next one is asked for.
+
     Parameters
     ----------
-    reader : PatchReader
-        Whose patches `order` counts.
-    order : Order
+    readers : mapping of product to PatchReader
+    picks : Picks
+        Whose numbers are the readers' rows.
     start, stop : int
         Steps.
     threads : int
         Decoding threads.
-    pin : bool
-        See `read_batch`.
+    device : torch.device or None
+        Where batches are wanted. They are copied to a GPU while it works on the one before.
+    share : Share
     """
-
-    def load(step: int) -> Batch:
-        return read_batch(reader, order.batch(step), threads=threads, pin=pin)
-
-    # One thread reads, so that `order` is used by one thread only; it decodes with `threads`.
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        waiting: list[Future[Batch]] = []
+    pin = device is not None and device.type == "cuda"
+    transfer = _Transfer(device) if pin and device is not None else None
+    free = [_Memory(pin=pin) for _ in range(AHEAD + 1)]
+    waiting: deque[tuple[_Memory, Future[Batch]]] = deque()
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="batches") as pool:
         try:
             for step in range(start, stop):
-                while len(waiting) < AHEAD and step + len(waiting) < stop:
-                    waiting.append(pool.submit(load, step + len(waiting)))
-                yield waiting.pop(0).result()
+                for ahead in range(step + len(waiting), min(step + AHEAD + 1, stop)):
+                    memory = free.pop()
+                    job = (readers, picks.picks(ahead), share, memory, threads)
+                    waiting.append((memory, pool.submit(_load, *job)))
+                memory, future = waiting.popleft()
+                batch = future.result()
+                yield batch if transfer is None else transfer.send(batch)
+                if transfer is not None:
+                    transfer.wait()
+                free.append(memory)
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
+
+
+class _Memory:
+    """Bytes that batches are decoded into: fresh pages would cost as much as the decoding."""
+
+    def __init__(self, *, pin: bool) -> None:
+        self._pin = pin
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def arrays(self, wanted: list[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[NDArray[Any]]:
+        """Return arrays of the wanted shapes and types; those of the call before are gone."""
+        lengths = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in wanted]
+        rooms = [-(-length // _ALIGN_BYTES) * _ALIGN_BYTES for length in lengths]
+        if sum(rooms) > len(self._bytes):
+            self._bytes = torch.empty(sum(rooms), dtype=torch.uint8, pin_memory=self._pin)
+        whole = self._bytes.numpy()
+        starts = np.cumsum([0, *rooms])
+        return [
+            whole[start : start + length].view(dtype).reshape(shape)
+            for start, length, (shape, dtype) in zip(starts, lengths, wanted, strict=False)
+        ]
+
+
+def _load(
+    readers: Mapping[str, PatchReader],
+    picks: tuple[Pick, ...],
+    share: Share,
+    memory: _Memory,
+    threads: int,
+) -> Batch:
+    """Decode our share of a step; views of the same patches once."""
+    ours = {id(p): (p.product, p.numbers[share.of(len(p.numbers))]) for p in picks}
+    wanted: list[tuple[tuple[int, ...], np.dtype[Any]]] = []
+    for product, numbers in ours.values():
+        shape = readers[product].shape
+        wanted.append(((len(numbers), *shape), readers[product].dtype))
+        wanted.append(((len(numbers), *shape[1:]), np.dtype("uint8")))
+    arrays = iter(memory.arrays(wanted))
+    views = {}
+    for key, (product, numbers) in ours.items():
+        bands, mask = readers[product].read(
+            numbers, threads=threads, out=next(arrays), mask_out=next(arrays)
+        )
+        views[key] = Stored(torch.from_numpy(bands), torch.from_numpy(mask), product)
+    return tuple(views[id(p)] for p in picks)
+
+
+class _Transfer:
+    """Copies batches to a GPU beside its work, on a stream of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._copied: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def send(self, batch: Batch) -> Batch:
+        """Begin to copy a batch out of page-locked memory; what uses it on the device waits."""
+        sent: dict[int, Stored] = {}
+        with torch.cuda.stream(self._stream):
+            for view in batch:
+                if id(view) not in sent:
+                    bands, mask = (
+                        part.to(self._device, non_blocking=True) for part in (view.bands, view.mask)
+                    )
+                    sent[id(view)] = Stored(bands, mask, view.product)
+            self._copied.record(self._stream)
+        here = torch.cuda.current_stream(self._device)
+        here.wait_event(self._copied)
+        for view in sent.values():
+            view.bands.record_stream(here)
+            view.mask.record_stream(here)
+        return tuple(sent[id(view)] for view in batch)
+
+    def wait(self) -> None:
+        """Return when the last batch has been copied, so that its memory may be used again."""
+        self._copied.synchronize()

@@ -5,6 +5,7 @@ A checkpoint is a folder of its own, and nothing in it is ever changed::
     models/<name>/step-00000500/weights.safetensors    the encoder, for whoever uses it
     models/<name>/step-00000500/state.pt               everything a resumed run needs
     models/<name>/step-00000500/log.csv                loss and health up to this step
+    models/<name>/step-00000500/README.md              the model card
     models/<name>/step-00000500/model.json             the checkpoint exists when this does
 
 Nothing that can execute is read back: weights are safetensors, the state is loaded with
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from pipeline.errors import IntegrityError, RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.pretrain.backbones import EncoderShape, build_encoder
+from pipeline.pretrain.card import card
 from pipeline.products.catalogue import explain
 from pipeline.recipe import Pretrain
 from pipeline.store import layout
@@ -116,6 +118,7 @@ def save(
     store.put(_key(model, "weights.safetensors"), weights)
     store.put(_key(model, "state.pt"), buffer.getvalue())
     store.put(_key(model, "log.csv"), log.encode())
+    store.put(_key(model, "README.md"), card(written).encode())
     store.put(_key(model, "model.json"), layout.dump_json(written.model_dump(mode="json")))
     for step in steps(store, model.name)[:-KEEP]:
         drop(store, model.name, step)
@@ -131,7 +134,7 @@ def steps(store: ObjectStore, name: str) -> list[int]:
 
 def drop(store: ObjectStore, name: str, step: int) -> None:
     """Remove a checkpoint; its description first, so that it never looks complete."""
-    for file in ("model.json", "state.pt", "weights.safetensors", "log.csv"):
+    for file in ("model.json", "state.pt", "weights.safetensors", "log.csv", "README.md"):
         store.delete(layout.model(name, f"{_folder(step)}/{file}"))
 
 

@@ -1,30 +1,36 @@
-"""From the `[pretrain]` table to what it names: the method, its views and its optimiser."""
+"""From the `[pretrain]` table to what it names: the method and its views."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain.augment import Augmentation, Crop
-from pipeline.pretrain.backbones import RESNETS, VITS, EncoderShape, build_encoder, width_of
+from pipeline.pretrain.backbones import VITS, EncoderShape, build_encoder, width_of
 from pipeline.pretrain.methods.barlow import BarlowTwins
+from pipeline.pretrain.methods.barlow_pixels import PixelBarlow
+from pipeline.pretrain.methods.data2vec import Data2Vec
+from pipeline.pretrain.methods.decur import DeCUR
 from pipeline.pretrain.methods.dino import DINO, Schedule
 from pipeline.pretrain.methods.mae import MAE
 from pipeline.pretrain.methods.method import Method
 from pipeline.pretrain.methods.moco import MoCo
+from pipeline.pretrain.methods.mocov3 import MoCoV3
+from pipeline.pretrain.methods.paws import PAWS
+from pipeline.pretrain.methods.simclr import SimCLR
+from pipeline.pretrain.methods.simsiam import SimSiam
+from pipeline.pretrain.methods.swav import SwAV
 from pipeline.recipe import Pretrain
 
-#: Probability of a blur: SpectralEarth blurs half of the views that are compared and none of the
-#: masked ones (arXiv 2408.08447); the crop's area is that of SSL4EO-S12 and of MAE.
-BLUR = {"moco": 0.5, "mae": 0.0, "barlow": 0.5}
-
-#: AdamW's betas where the paper of a method states its own (MAE, appendix A), and otherwise.
-BETAS = {"mae": (0.9, 0.95)}
-USUAL_BETAS = (0.9, 0.999)
+#: Probability of a blur: SpectralEarth blurs half of the views that are compared (arXiv 2408.08447)
+#: and none of the masked ones. The crop's area is that of SSL4EO-S12 and of MAE.
+BLUR = 0.5
+MASKED = ("mae", "data2vec")
 
 #: DINO's crops (Caron et al. 2021, and its code): blur of the two large ones and of the small ones;
 #: the least area of a large crop, which is the largest of a small one, and the least of a small
@@ -36,35 +42,50 @@ LEAST_LOCAL_AREA = 0.05
 LOCAL_EDGE = 96 / 224
 
 
-def build_method(settings: Pretrain, shape: EncoderShape) -> Method:
+def build_method(
+    settings: Pretrain,
+    shape: EncoderShape,
+    *,
+    second: EncoderShape | None = None,
+    classes: int = 0,
+) -> Method:
     """Build the method a recipe names, with random weights drawn from its seed.
+
+    Parameters
+    ----------
+    settings : Pretrain
+    shape : EncoderShape
+    second : EncoderShape or None
+        Of the second product's encoder, for a method of two.
+    classes : int
+        Of the labelled support, for a method that has one.
 
     Raises
     ------
     RecipeError
-        The method cannot use this backbone.
+        The method cannot use this backbone, or misses a second product or labels.
     """
     encoder = build_encoder(shape, seed=settings.seed, any_size=settings.method == "dino")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(settings.seed, "heads"))
-        if settings.method == "moco":
-            return _moco(settings, encoder)
-        if settings.method == "barlow":
-            return BarlowTwins(
-                encoder,
-                width_of(encoder),
-                projector_width=settings.projector_width,
-                off_diagonal=settings.off_diagonal,
-            )
-        if settings.method == "dino":
-            return _dino(settings, encoder)
-        return _mae(settings, shape, encoder)
+        if settings.method in MASKED:
+            return _masked(settings, shape, encoder)
+        if settings.method == "decur":
+            return _decur(settings, encoder, second)
+        if settings.method == "paws":
+            return _paws(settings, encoder, classes)
+        if settings.method == "barlow_pixels":
+            return _barlow_pixels(settings, shape, encoder)
+        return _BUILDERS[settings.method](settings, encoder)
 
 
-def crops_of(settings: Pretrain, shape: EncoderShape, *, patches: int) -> tuple[Crop, ...]:
+def crops_of(
+    settings: Pretrain, shape: EncoderShape, *, patches: int, second: EncoderShape | None = None
+) -> tuple[Crop, ...]:
     """Return the views of a step, in the order the method wants them.
 
-    One of each of an item's patches; for DINO also small ones, the patches taking turns.
+    One of each of an item's patches; for DINO also small ones, the patches taking turns; for a
+    method of two products two of each product's patch.
 
     Raises
     ------
@@ -73,23 +94,14 @@ def crops_of(settings: Pretrain, shape: EncoderShape, *, patches: int) -> tuple[
     """
     if settings.method == "dino":
         return _dino_crops(settings, shape, patches)
-    augmentation = Augmentation(shape.image_px, blur=BLUR[settings.method])
+    if settings.method == "barlow_pixels":
+        return tuple(Crop(patch, None) for patch in range(patches))
+    blur = 0.0 if settings.method in MASKED else BLUR
+    augmentation = Augmentation(shape.image_px, blur=blur)
+    if second is not None:
+        other = Augmentation(second.image_px, blur=blur)
+        return (*[Crop(0, augmentation)] * 2, *[Crop(1, other)] * 2)
     return tuple(Crop(patch, augmentation) for patch in range(patches))
-
-
-def build_optimizer(method: Method, settings: Pretrain) -> torch.optim.Optimizer:
-    """Return AdamW for every method; biases and norms do not decay, as is usual for it."""
-    decayed: list[Tensor] = []
-    plain: list[Tensor] = []
-    for parameter in method.parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 else plain).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    betas = BETAS.get(settings.method, USUAL_BETAS)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas)
 
 
 def seed_of(seed: int, use: str, step: int = 0) -> int:
@@ -109,6 +121,97 @@ def _moco(settings: Pretrain, encoder: nn.Module) -> MoCo:
     )
 
 
+def _mocov3(settings: Pretrain, encoder: nn.Module) -> MoCoV3:
+    return MoCoV3(
+        encoder,
+        width_of(encoder),
+        hidden_width=settings.projector_width,
+        steps=settings.steps,
+        first_momentum=settings.teacher_momentum,
+        temperature=settings.temperature,
+    )
+
+
+def _simclr(settings: Pretrain, encoder: nn.Module) -> SimCLR:
+    return SimCLR(
+        encoder,
+        width_of(encoder),
+        hidden_width=settings.projector_width,
+        temperature=settings.temperature,
+    )
+
+
+def _simsiam(settings: Pretrain, encoder: nn.Module) -> SimSiam:
+    return SimSiam(encoder, width_of(encoder), projector_width=settings.projector_width)
+
+
+def _swav(settings: Pretrain, encoder: nn.Module) -> SwAV:
+    return SwAV(
+        encoder,
+        width_of(encoder),
+        hidden_width=settings.projector_width,
+        prototypes=settings.prototypes,
+        queue=settings.queue,
+        steps=settings.steps,
+        frozen_steps=round(settings.frozen_fraction * settings.steps),
+        temperature=settings.temperature,
+    )
+
+
+def _barlow(settings: Pretrain, encoder: nn.Module) -> BarlowTwins:
+    return BarlowTwins(
+        encoder,
+        width_of(encoder),
+        projector_width=settings.projector_width,
+        off_diagonal=settings.off_diagonal,
+    )
+
+
+def _barlow_pixels(settings: Pretrain, shape: EncoderShape, encoder: nn.Module) -> PixelBarlow:
+    return PixelBarlow(
+        encoder,
+        width_of(encoder),
+        window_px=shape.image_px,
+        windows=settings.windows,
+        projector_width=settings.projector_width,
+        off_diagonal=settings.off_diagonal,
+    )
+
+
+def _decur(settings: Pretrain, encoder: nn.Module, second: EncoderShape | None) -> DeCUR:
+    if second is None:
+        raise RecipeError(
+            '`pretrain.method = "decur"` learns from two products of a location; name the second '
+            "one in `pretrain.more_products`."
+        )
+    other = build_encoder(second, seed=seed_of(settings.seed, "second encoder") % 2**32)
+    return DeCUR(
+        (encoder, other),
+        (width_of(encoder), width_of(other)),
+        projector_width=settings.projector_width,
+        common=min(
+            max(round(settings.common_fraction * settings.projector_width), 1),
+            settings.projector_width - 1,
+        ),
+        off_diagonal=settings.off_diagonal,
+    )
+
+
+def _paws(settings: Pretrain, encoder: nn.Module, classes: int) -> PAWS:
+    if classes < 2:
+        raise RecipeError(
+            '`pretrain.method = "paws"` needs labelled patches of at least two classes in the '
+            "training part; name their product in `pretrain.support_labels`."
+        )
+    return PAWS(
+        encoder,
+        width_of(encoder),
+        classes=classes,
+        hidden_width=settings.projector_width,
+        temperature=settings.temperature,
+    )
+
+
 def _dino(settings: Pretrain, encoder: nn.Module) -> DINO:
     schedule = Schedule(
         steps=settings.steps,
@@ -125,6 +228,7 @@ def _dino(settings: Pretrain, encoder: nn.Module) -> DINO:
         schedule=schedule,
         student_temperature=settings.student_temperature,
         centre_momentum=settings.centre_momentum,
+        drop_path=settings.drop_path,
     )
 
 
@@ -154,10 +258,30 @@ def _local_px(settings: Pretrain, shape: EncoderShape) -> int:
     return edge
 
 
-def _mae(settings: Pretrain, shape: EncoderShape, encoder: nn.Module) -> MAE:
-    if shape.family in RESNETS:
+def _masked(settings: Pretrain, shape: EncoderShape, encoder: nn.Module) -> MAE | Data2Vec:
+    if not isinstance(encoder, VisionTransformer):
         raise RecipeError(
-            f'`pretrain.method = "mae"` hides tokens, and {shape.backbone} has none; choose a '
-            'ViT, such as `backbone = "vit_small"`.'
+            f'`pretrain.method = "{settings.method}"` hides tokens, and {shape.backbone} has '
+            'none; choose a ViT, such as `backbone = "vit_small"`.'
         )
-    return MAE(encoder, bands=shape.bands, mask_fraction=settings.mask_fraction)  # type: ignore[arg-type]
+    if settings.method == "mae":
+        return MAE(encoder, bands=shape.bands, mask_fraction=settings.mask_fraction)
+    return Data2Vec(
+        encoder,
+        mask_fraction=settings.mask_fraction,
+        steps=settings.steps,
+        first_momentum=settings.teacher_momentum,
+        drop_path=settings.drop_path,
+    )
+
+
+#: The methods that need nothing but an encoder.
+_BUILDERS: dict[str, Callable[[Pretrain, nn.Module], Method]] = {
+    "moco": _moco,
+    "mocov3": _mocov3,
+    "simclr": _simclr,
+    "simsiam": _simsiam,
+    "swav": _swav,
+    "barlow": _barlow,
+    "dino": _dino,
+}

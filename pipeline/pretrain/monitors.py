@@ -1,13 +1,14 @@
 """Health of a representation, measured where a loss says nothing.
 
 A collapsed encoder returns the same vector for everything while its loss may still fall (seen in
-the field: torchgeo issue 3998, loss down 30 % at an embedding deviation of 0). The thresholds are
-those of that experience; they are warnings for a person, not a reason to stop, because small
-batches and fresh encoders can cross them too.
+the field: torchgeo issue 3998, loss down 30 % at an embedding deviation of 0). The thresholds for
+features are those of that experience; they are warnings for a person, because small batches and
+fresh encoders can cross them too. What a loss compares shows more, and can stop a run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,15 @@ from torch.nn import functional as F
 #: Below this deviation, or above this cosine, embeddings look collapsed.
 LEAST_STD = 0.3
 MOST_COSINE = 0.9
+
+#: A run is stopped when, in so many lines of the log running, the vectors that its loss compares
+#: are almost one, or span less than this share of the dimensions they spanned at first. Measured
+#: on ResNets and 100 steps (`benchmarks/health.py`): healthy runs keep 0.6 and more; SimSiam
+#: without its stopped gradient falls to 0.2, MoCo and SimSiam at a hundred times their rate to 0.1
+#: and 0.2.
+LEAST_SPREAD = 0.1
+LEAST_RANK_SHARE = 0.33
+PATIENCE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +66,24 @@ def health(embedding: Tensor) -> Health:
     share = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)
     rank = torch.exp(-torch.special.xlogy(share, share).sum())
     return Health(float(std), float(cosine), float(rank))
+
+
+def wrong_with(log: Sequence[Mapping[str, float]]) -> str | None:
+    """Return what is wrong with a run by the last lines of its log, or None.
+
+    Parameters
+    ----------
+    log : sequence of mappings
+        `compared_std` and `compared_rank`, as `pipeline.pretrain.train` writes them; not a number
+        for a method that compares no vectors, with which nothing is found wrong here.
+    """
+    last = log[-PATIENCE:]
+    if len(last) < PATIENCE:
+        return None
+    if max(row["compared_std"] for row in last) < LEAST_SPREAD:
+        return f"the compared vectors are almost one (deviation {last[-1]['compared_std']:.3f})"
+    first = log[0]["compared_rank"]
+    if max(row["compared_rank"] for row in last) < LEAST_RANK_SHARE * first:
+        now = last[-1]["compared_rank"]
+        return f"the compared vectors span {now:.1f} dimensions, at first they spanned {first:.1f}"
+    return None

@@ -11,10 +11,12 @@ from pipeline.pretrain.methods.method import View
 
 
 class Normaliser(nn.Module):
-    """Turn stored values into standardised ones, band by band.
+    """Turn stored values into standardised ones, band by band, in two steps.
 
-    Works on stored numbers directly: mean and deviation are in stored units, and scale and offset
-    of a product cancel. A value that was never seen becomes 0, which is the mean.
+    Augmentation belongs between them: it works on values that are proportional to the signal, and
+    standardising a crop costs less than standardising the patch. Mean and deviation are in stored
+    units, so scale and offset of a product cancel. A value that was never seen becomes 0, which is
+    the mean.
 
     Parameters
     ----------
@@ -37,24 +39,35 @@ class Normaliser(nn.Module):
         self.register_buffer("std", spread.float().view(-1, 1, 1), persistent=False)
         self.fill = fill
 
-    def forward(self, stored: Tensor, mask: Tensor) -> View:
-        """Return standardised values and their validity.
+    def convert(self, stored: Tensor, mask: Tensor) -> View:
+        """Return stored values as float32, and their validity.
 
         Parameters
         ----------
         stored : Tensor, stored type, shape (batch, band, y, x)
+            A band that an item's processor did not deliver is fill throughout, so all items share
+            one grid of wavelengths.
         mask : Tensor, uint8, shape (batch, y, x)
             Common legend; 0 means that nothing was seen in any band.
 
         Returns
         -------
         View
-            Clouds and defects, where the recipe let them through, are valid: they were seen.
+            In stored units, 0 where nothing was seen. Clouds and defects, where the recipe let them
+            through, are valid: they were seen.
         """
         values = stored.to(torch.float32)
         # Stored integers up to 2^24 are exact in float32, so the fill value compares exactly.
         seen = torch.isfinite(values) & (mask != 0).unsqueeze(1)
         if self.fill is not None:
             seen &= values != self.fill
-        image = torch.where(seen, (values - self.mean) / self.std, 0.0)
-        return View(image, seen)
+        return View(torch.where(seen, values, 0.0), seen)
+
+    def standardise(self, view: View) -> View:
+        """Return a converted view with mean 0 and deviation 1; what was not seen becomes 0."""
+        image = torch.where(view.valid, (view.image - self.mean) / self.std, 0.0)
+        return view._replace(image=image)
+
+    def forward(self, stored: Tensor, mask: Tensor) -> View:
+        """Convert and standardise: see both."""
+        return self.standardise(self.convert(stored, mask))

@@ -1,16 +1,57 @@
-"""Sums over the processes of one run; a run of one process sums over itself.
+"""What the processes of one run do together; a run of one process is its own company.
 
-A loss that needs the whole batch (its moments, its mean) sums over the ranks of `torch.distributed`
-instead of taking each rank's own, which would be another loss: with lightly's Barlow Twins, whose
-moments are local, the gradient of two ranks was found off by 6.5 % (equally distributed ranks, 256
-items) to 111 % (unequal ones).
+A loss that needs the whole batch (its moments, its mean, its negatives) sums or gathers over the
+ranks of `torch.distributed` instead of taking each rank's own, which would be another loss: with
+lightly's Barlow Twins, whose moments are local, the gradient of two ranks was found off by 6.5 %
+(equally distributed ranks, 256 items) to 111 % (unequal ones).
+
+Data-parallel training takes the mean of the ranks' gradients. So a loss is right in one of two
+forms: every rank returns the loss of the whole batch, or each returns the mean over its own items.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+
+
+def started() -> bool:
+    """Return whether this process is one of a run's several."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Return this process's number, from 0."""
+    return dist.get_rank() if started() else 0
+
+
+def size() -> int:
+    """Return how many processes the run has."""
+    return dist.get_world_size() if started() else 1
+
+
+def join(device: torch.device) -> torch.device:
+    """Join the processes that `torchrun` started, if it did; return the device of this one.
+
+    Parameters
+    ----------
+    device : torch.device
+        `cpu` ranks talk through gloo, `cuda` ranks through NCCL, one GPU each.
+    """
+    if "WORLD_SIZE" not in os.environ or started():
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    atexit.register(dist.destroy_process_group)
+    return device
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -20,7 +61,71 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     loss from the result, the mean of their gradients (which data-parallel training takes) is thus
     the gradient of that one loss.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if not started():
         return values
-    summed: Tensor = all_reduce(values)  # type: ignore[no-untyped-call]
+    summed: Tensor = _Sum.apply(values)
     return summed
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Return the mean of every rank's value, without gradient: for logs."""
+    return sum_over_ranks(value.detach().clone()) / size()
+
+
+def gather_rows(values: Tensor) -> Tensor:
+    """Return every rank's rows, rank after rank; the gradient flows back to every rank.
+
+    Parameters
+    ----------
+    values : Tensor, shape (batch, ...)
+        As many rows on every rank.
+
+    Returns
+    -------
+    Tensor, shape (ranks * batch, ...)
+        This rank's rows begin at `rank() * batch`.
+    """
+    if not started():
+        return values
+    gathered: Tensor = _Gather.apply(values)
+    return gathered
+
+
+def own_rows(values: Tensor) -> Tensor:
+    """Return this rank's share of rows that all ranks know: (ranks * batch, ...) -> (batch, ...).
+
+    What is drawn for the whole batch and shared out does not depend on how many ranks there are.
+    """
+    return values.chunk(size())[rank()]
+
+
+class _Sum(Function):
+    """The sum over ranks; its gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, values: Tensor) -> Tensor:  # noqa: ARG004
+        return _summed(values)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        return _summed(gradient)
+
+
+class _Gather(Function):
+    """The rows of all ranks; a row's gradient is the sum of what the ranks found for it."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, values: Tensor) -> Tensor:  # noqa: ARG004
+        rows = [torch.empty_like(values) for _ in range(size())]
+        dist.all_gather(rows, values.contiguous())
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        return own_rows(_summed(gradient))
+
+
+def _summed(values: Tensor) -> Tensor:
+    total = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total

@@ -1,8 +1,20 @@
-"""The learning rate as a function of the step."""
+"""What changes over a run, as functions of the step and the total number of steps."""
 
 from __future__ import annotations
 
 import math
+
+
+def cosine(step: int, *, first: float, last: float, steps: int) -> float:
+    """Move from first (step 0) to last (step steps - 1) along half a cosine.
+
+    Examples
+    --------
+    >>> [round(cosine(step, first=0.9, last=1.0, steps=5), 3) for step in (0, 2, 4)]
+    [0.9, 0.95, 1.0]
+    """
+    done = step / (steps - 1) if steps > 1 else 1.0
+    return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
 
 
 def learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int) -> float:

@@ -15,6 +15,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from pipeline.errors import RecipeError
+from pipeline.pretrain.spectral_rows import features_by_rows
 
 
 class Layer(NamedTuple):
@@ -65,8 +66,9 @@ def lengths(bands: int) -> tuple[int, ...]:
 class SpectralAdapter(nn.Module):
     """Turn spectra into features, pixel by pixel: (batch, band, y, x) -> (batch, WIDTH, y, x).
 
-    Memory, not arithmetic, is its cost: at 128 x 128 pixels of 202 bands the convolutions' results
-    take 128 MiB an item in float32, ten times the image.
+    `plain` is its definition, three convolutions of a volume; `forward` is the same arithmetic in
+    an order that moves and keeps less (`pipeline.pretrain.spectral_rows`): memory, not arithmetic,
+    is its cost.
 
     Parameters
     ----------
@@ -90,10 +92,16 @@ class SpectralAdapter(nn.Module):
             before = layer.channels
         self.layers = nn.Sequential(*parts)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the mean over what is left of the spectrum."""
+    def plain(self, image: Tensor) -> Tensor:
+        """Return the mean over what is left of the spectrum after the layers."""
         features: Tensor = self.layers(image.unsqueeze(1)).mean(dim=2)
         return features
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return what `plain` does."""
+        if isinstance(self.layers[1], nn.SyncBatchNorm):
+            return self.plain(image)  # its moments are those of all ranks
+        return features_by_rows(self.layers, image, lengths(image.shape[1]))
 
 
 class SpectralPatchEmbed(PatchEmbed):

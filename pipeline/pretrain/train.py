@@ -10,26 +10,46 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import RecipeError
+from pipeline.pretrain import ranks
 from pipeline.pretrain.backbones import EncoderShape
-from pipeline.pretrain.batches import Batch
-from pipeline.pretrain.choice import build_method, build_optimizer, crops_of, seed_of
-from pipeline.pretrain.methods.method import Learned, Method
-from pipeline.pretrain.monitors import Health, health
+from pipeline.pretrain.batches import Batch, Share, Stored
+from pipeline.pretrain.choice import build_method, crops_of, seed_of
+from pipeline.pretrain.methods.method import Learned, Method, View
+from pipeline.pretrain.monitors import Health, health, wrong_with
 from pipeline.pretrain.normalise import Normaliser
-from pipeline.pretrain.schedule import learning_rate
+from pipeline.pretrain.optimise import build_optimizer, set_rates
+from pipeline.pretrain.views import make_views
+from pipeline.pretrain.wavelength import aim
 from pipeline.recipe import Pretrain
 
-#: Steps between two lines of the log: reading a loss waits for the GPU.
-LOG_EVERY = 10
-COLUMNS = ("step", "loss", "learning_rate", "embedding_std", "mean_cosine", "effective_rank")
+#: Of the log; a method adds its own measures.
+COLUMNS = (
+    "step",
+    "loss",
+    "learning_rate",
+    "embedding_std",
+    "mean_cosine",
+    "effective_rank",
+    "compared_std",
+    "compared_rank",
+    "knn_accuracy",
+)
+
+#: Of a method that compares nothing.
+NOTHING = Health(math.nan, math.nan, math.nan)
+
+#: The labelled patches of a step, and their classes: int64, shape (patch,).
+Support = Callable[[int], tuple[Stored, Tensor]]
 
 
 @dataclass
@@ -40,8 +60,13 @@ class Run:
     optimizer: torch.optim.Optimizer
     step: int = 0
     """Steps done."""
-    log: list[tuple[float, ...]] = field(default_factory=list)
-    """Rows of `COLUMNS`."""
+    log: list[dict[str, float]] = field(default_factory=list)
+    """One value for each of `columns`; not a number where nothing was measured."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what is logged."""
+        return (*COLUMNS, *self.method.measures)
 
     def state(self) -> dict[str, Any]:
         """Return all but the log, for a checkpoint."""
@@ -56,27 +81,46 @@ class Run:
         self.step = int(state["step"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        rows = list(csv.reader(io.StringIO(log)))[1:]
-        self.log = [tuple(float(value) for value in row) for row in rows]
+        rows = csv.DictReader(io.StringIO(log))
+        self.log = [{name: float(value) for name, value in row.items()} for row in rows]
 
     def log_csv(self) -> str:
         """Return the log as CSV, numbers in full precision."""
         out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows((int(row[0]), *row[1:]) for row in self.log)
+        writer = csv.DictWriter(out, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "step": int(row["step"])} for row in self.log)
         return out.getvalue()
 
 
-def build_run(settings: Pretrain, shape: EncoderShape, device: torch.device) -> Run:
+def build_run(
+    settings: Pretrain,
+    shape: EncoderShape,
+    device: torch.device,
+    *,
+    second: EncoderShape | None = None,
+    classes: int = 0,
+) -> Run:
     """Build the method and its optimiser as they are before the first step.
+
+    Batch norms are those of the whole batch where GPUs share it; on CPUs each rank has its own.
 
     Raises
     ------
     RecipeError
-        The method cannot use this backbone.
+        The method cannot use this backbone, or misses something.
     """
-    method = build_method(settings, shape).to(device).train()
+    parts = ranks.size() * settings.accumulate
+    if settings.batch_size % parts:
+        raise RecipeError(
+            f"`pretrain.batch_size` is {settings.batch_size}, which does not part into {parts} "
+            f"equal parts ({ranks.size()} processes, `accumulate = {settings.accumulate}`)."
+        )
+    method: Any = build_method(settings, shape, second=second, classes=classes)
+    if ranks.size() > 1 and device.type == "cuda":
+        convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+        method = convert(method)
+    method = method.to(device).train()
     return Run(method, build_optimizer(method, settings))
 
 
@@ -86,9 +130,12 @@ def train(
     *,
     settings: Pretrain,
     shape: EncoderShape,
-    normaliser: Normaliser,
+    normalisers: Mapping[str, Normaliser],
     checkpoint: Callable[[Run], None],
     after_step: Callable[[Run], None],
+    second: EncoderShape | None = None,
+    support: Support | None = None,
+    validate: Callable[[Run], float] | None = None,
 ) -> None:
     """Learn from batches until they end.
 
@@ -97,49 +144,54 @@ def train(
     run : Run
         Changed in place. Its parameters say which device is used.
     batches : iterable of Batch
-        Of the steps from `run.step` on.
+        This rank's share of those of the steps from `run.step` on, on the same device.
     settings : Pretrain
     shape : EncoderShape
-    normaliser : Normaliser
+    normalisers : mapping of product to Normaliser
         On the same device.
     checkpoint : callable
-        Called every `settings.checkpoint_every` steps and after the last.
+        Called every `settings.checkpoint_every` steps and after the last, on every rank.
     after_step : callable
         Called after every step, to show progress.
+    second : EncoderShape or None
+        Of the second product's encoder.
+    support : callable or None
+        Labelled patches for a method that wants them, the same on every rank.
+    validate : callable or None
+        Returns the accuracy of the encoder's features, every `settings.knn_every` steps.
 
     Raises
     ------
     RecipeError
-        The loss is no longer a number.
+        The loss is no longer a number, or the run has collapsed or diverged.
     """
     device = next(run.method.parameters()).device
-    crops = crops_of(settings, shape, patches=run.method.views)
+    share = Share(ranks.rank(), ranks.size())
+    crops = crops_of(settings, shape, patches=run.method.views, second=second)
+    learner = _over_ranks(run.method, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for batch in batches:
-            rate = learning_rate(
-                run.step,
-                peak=settings.learning_rate,
-                steps=settings.steps,
-                warmup_steps=settings.warmup_steps,
-            )
-            for group in run.optimizer.param_groups:
-                group["lr"] = rate
+            rate = set_rates(run.optimizer, settings, run.step)
             # Layers with randomness of their own (dropout) draw from the global generators.
-            torch.manual_seed(seed_of(settings.seed, "layers", run.step))
+            torch.manual_seed(seed_of(settings.seed, f"layers {share.rank}", run.step))
             random = torch.Generator().manual_seed(seed_of(settings.seed, "views", run.step))
-
-            seen = [normaliser(*_on(device, view)) for view in zip(*batch, strict=True)]
-            views = [crop.augmentation(seen[crop.patch], random) for crop in crops]
-            with torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16"):
-                learned: Learned = run.method(views, random)
-            run.optimizer.zero_grad()
-            learned.loss.backward()  # type: ignore[no-untyped-call]
-            run.optimizer.step()
+            if second is None:
+                aim(run.method, batch[0].product)
+            views = make_views(batch, crops, normalisers, random, share)
+            if support is not None:
+                stored, label = support(run.step)
+                own = crops_of(settings, shape, patches=run.method.views)
+                labelled = make_views((stored,) * len(own), own, normalisers, random)
+                views += [view._replace(label=label) for view in labelled]
+            run.method.begin(run.step)
+            learned = _learn(learner, views, random, settings)
+            _move(run, settings)
 
             run.step += 1
             last = run.step == settings.steps
-            if run.step % LOG_EVERY == 0 or run.step == 1 or last:
-                run.log.append(_row(run.step, learned, rate))
+            if run.step % settings.health_every == 0 or run.step == 1 or last:
+                _note(run, learned, rate, validate if _is_due(run.step, settings) else None)
+                _check(run, settings)
             if run.step % settings.checkpoint_every == 0 or last:
                 checkpoint(run)
             after_step(run)
@@ -147,7 +199,8 @@ def train(
 
 def last_health(run: Run) -> Health:
     """Return the health of the embeddings at the last logged step."""
-    return Health(*run.log[-1][3:])
+    row = run.log[-1]
+    return Health(row["embedding_std"], row["mean_cosine"], row["effective_rank"])
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -165,17 +218,114 @@ def choose_device(wanted: str) -> torch.device:
     raise RecipeError(f"device {wanted!r} is not here; use `auto`, `cpu`, or `cuda` with a GPU.")
 
 
-def _on(device: torch.device, stored: Iterable[Tensor]) -> list[Tensor]:
-    """Copy to a device; page-locked memory is copied while the device still works."""
-    return [part.to(device, non_blocking=True) for part in stored]
+def _over_ranks(method: Method, device: torch.device) -> nn.Module:
+    """Wrap a method so that all ranks get the mean of their gradients."""
+    if ranks.size() == 1:
+        return method
+    # Without broadcast, since methods keep their own buffers (queues, centres) equal on all ranks.
+    return DistributedDataParallel(
+        method,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+    )
 
 
-def _row(step: int, learned: Learned, rate: float) -> tuple[float, ...]:
-    loss = float(learned.loss.detach())
+def _learn(
+    learner: nn.Module, views: Sequence[View], random: torch.Generator, settings: Pretrain
+) -> Learned:
+    """Add up the gradients of a batch, part by part; return what all parts gave."""
+    parts = [_parted(view, settings.accumulate) for view in views]
+    learned: list[Learned] = []
+    for number, part in enumerate(zip(*parts, strict=True)):
+        ends = number == settings.accumulate - 1
+        # Ranks talk about gradients once a step.
+        alone = isinstance(learner, DistributedDataParallel) and not ends
+        with learner.no_sync() if alone else nullcontext():  # type: ignore[operator]
+            device = part[0].image.device.type
+            with torch.autocast(device, torch.bfloat16, settings.precision == "bf16"):
+                one: Learned = learner(part, random)
+            (one.loss / settings.accumulate).backward()  # type: ignore[no-untyped-call]
+        learned.append(one._replace(loss=one.loss.detach()))
+    return _joined(learned)
+
+
+def _parted(view: View, parts: int) -> list[View]:
+    """Part a view's items; labelled ones are whole in every part."""
+    if view.label is not None or parts == 1:
+        return [view] * parts
+    return [
+        View(*pair) for pair in zip(view.image.chunk(parts), view.valid.chunk(parts), strict=True)
+    ]
+
+
+def _joined(parts: list[Learned]) -> Learned:
+    if len(parts) == 1:
+        return parts[0]
+    compared = [part.compared for part in parts if part.compared is not None]
+    return Learned(
+        torch.stack([part.loss for part in parts]).mean(),
+        torch.cat([part.embedding for part in parts]),
+        torch.cat(compared) if compared else None,
+        {
+            name: torch.stack([part.measures[name] for part in parts]).mean()
+            for name in parts[0].measures
+        },
+    )
+
+
+def _move(run: Run, settings: Pretrain) -> None:
+    """Let the optimiser take its step."""
+    for parameter in run.method.still():
+        parameter.grad = None
+    if settings.clip is not None:
+        nn.utils.clip_grad_norm_(run.method.parameters(), settings.clip)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+
+
+def _is_due(step: int, settings: Pretrain) -> bool:
+    """Return whether features are validated: at the first line of the log from a multiple on."""
+    every = settings.knn_every
+    if not every:
+        return False
+    return step == settings.steps or step // every > (step - settings.health_every) // every
+
+
+def _note(run: Run, learned: Learned, rate: float, validate: Callable[[Run], float] | None) -> None:
+    """Add a line to the log: of all ranks, the same on every rank."""
+    loss = float(ranks.mean_over_ranks(learned.loss))
     if not math.isfinite(loss):
         raise RecipeError(
-            f"the loss is {loss} after step {step}; lower `pretrain.learning_rate` or raise "
+            f"the loss is {loss} after step {run.step}; lower `pretrain.learning_rate` or raise "
             "`pretrain.warmup_steps`."
         )
-    measured = health(learned.embedding)
-    return (step, loss, rate, measured.std, measured.cosine, measured.rank)
+    measured = health(ranks.gather_rows(learned.embedding))
+    vectors = learned.compared
+    compared = NOTHING if vectors is None else health(ranks.gather_rows(vectors))
+    run.log.append(
+        {
+            "step": float(run.step),
+            "loss": loss,
+            "learning_rate": rate,
+            "embedding_std": measured.std,
+            "mean_cosine": measured.cosine,
+            "effective_rank": measured.rank,
+            "compared_std": compared.std,
+            "compared_rank": compared.rank,
+            "knn_accuracy": math.nan if validate is None else validate(run),
+            **{
+                name: float(ranks.mean_over_ranks(value))
+                for name, value in learned.measures.items()
+            },
+        }
+    )
+
+
+def _check(run: Run, settings: Pretrain) -> None:
+    """Stop a run that will not recover."""
+    wrong = wrong_with(run.log)
+    if wrong is not None and settings.stop_collapsed:
+        raise RecipeError(
+            f"after step {run.step} {wrong}; lower `pretrain.learning_rate` or raise "
+            "`pretrain.warmup_steps`. To go on all the same, write `stop_collapsed = false`."
+        )

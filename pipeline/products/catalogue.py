@@ -67,7 +67,12 @@ class Band(_Strict):
     fwhm_nm: float | None = None
     """Full width at half maximum in nanometres."""
     pixel_m: float = Field(gt=0)
-    """Native pixel size in metres."""
+    """Pixel size in metres, as delivered (about, where the product's own grid is in degrees)."""
+    inset_m: float = Field(default=0, ge=0)
+    """How far the edges of its file lie inside those of the other bands' files: Landsat's grids of
+    15 and 30 m share pixel centres, not corners."""
+    unit: str | None = None
+    """Unit of the physical value where it is not the product's (UCUM): `K` for thermal bands."""
     default: bool = True
     """Whether `bands = "default"` takes it."""
 
@@ -128,6 +133,22 @@ class Offset(_Strict):
     """What must be added to a delivered value to remove it: -1000 for Sentinel-2 from 04.00."""
 
 
+class Calibration(_Strict):
+    """How delivered numbers become physical ones, where every scene has coefficients of its own."""
+
+    method: Literal["landsat-toa", "sentinel-1-sigma0"]
+    """`landsat-toa`: reflectance and brightness temperature at the top of the atmosphere, by the
+    scene's MTL.json (`pipeline.raster.landsat`). `sentinel-1-sigma0`: sigma nought in dB, by the
+    calibration table of each polarisation (`pipeline.raster.sentinel1`)."""
+    file: str
+    """Name of the file with the coefficients; a provider's `assets` say which it is."""
+    per_band: bool = False
+    """Each band has a file of its own, named by `file`, a space, and the band."""
+    noise: str | None = None
+    """`sentinel-1-sigma0`: name of the file with the noise table, by which the noise along the
+    borders of old scenes is told; each band has one of its own."""
+
+
 class ProviderFacts(_Strict):
     """How one provider serves this product: names only; URL and limits are in providers.toml."""
 
@@ -149,6 +170,9 @@ class ProviderFacts(_Strict):
     offset_applied: bool | None = None
     """Whether this provider has already removed the offset: True, False, or None when only the
     item's `offset_applied` property says so."""
+    only: dict[str, str] = {}
+    """Item property (or `id`) to a regular expression that all of its value must fit. Items that do
+    not are of another product: one collection may hold several sensors."""
 
 
 class Product(_Strict):
@@ -158,10 +182,17 @@ class Product(_Strict):
     title: str
     kind: Literal["image", "labels"] = "image"
     """`labels`: class codes, one band, nearest only, never scaled."""
-    temporal: Literal["dated", "static"] = "dated"
-    """`static`: one acquisition serves every slot (label maps, terrain)."""
-    lattice: str
-    """Lattice of its finest band (lattices.toml)."""
+    temporal: Literal["dated", "static", "yearly"] = "dated"
+    """`static`: one acquisition serves every slot (terrain). `yearly`: a map of a year, which
+    serves the slots that it is nearest to."""
+    lattice: str | None = None
+    """Lattice of its finest band (lattices.toml). None: it lies on no UTM lattice (degrees,
+    another map projection, radar geometry), and `warp` brings it onto the pixels of each cell."""
+    warp: Literal["nearest", "bilinear"] | None = None
+    """How, for a product without a lattice. Codes cannot be averaged: labels take the nearest."""
+    geolocation: Literal["grid", "gcp"] = "grid"
+    """`gcp`: files have no grid, only ground control points, and no terrain correction: what lies
+    h metres above the points' surface is displaced by h / tan(incidence angle)."""
     stored_dtype: Literal["int16", "uint16", "uint8", "float32"] = "int16"
     """Type in the shards."""
     nodata: float | None = None
@@ -183,14 +214,37 @@ class Product(_Strict):
     mask_default: LegendName = "valid"
     """What no rule matched."""
     offsets: tuple[Offset, ...] = ()
+    calibration: Calibration | None = None
     providers: dict[str, ProviderFacts] = {}
     """Provider name (an entry of providers.toml) to its names for this product."""
     classes: dict[str, str] = {}
     """Labels only: code (as text) to class name."""
+    colours: dict[str, str] = {}
+    """Labels only: code (as text) to the colour of its maps, `#rrggbb`."""
     ignore_class: int | None = None
     """Labels only: the code that means unlabelled."""
     sources: tuple[str, ...] = Field(min_length=1)
     """Where the numbers come from."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Product:
+        if (self.lattice is None) == (self.warp is None):
+            raise ValueError("has either `lattice`, or `warp` because it lies on none")
+        if self.kind == "labels" and self.warp not in (None, "nearest"):
+            raise ValueError('is of class codes: `warp` must be "nearest"')
+        if self.warp is not None and self.mask_layers:
+            raise ValueError("has `warp` and `mask_layers`: quality layers are never warped")
+        if set(self.colours) - set(self.classes):
+            raise ValueError("has `colours` of codes that are not in `classes`")
+        return self
+
+    def coefficients(self, band: str) -> tuple[str, ...]:
+        """Return the names of the files with a band's coefficients; none if it needs none."""
+        if self.calibration is None:
+            return ()
+        own = self.calibration.per_band
+        name = f"{self.calibration.file} {band}" if own else self.calibration.file
+        return (name, f"{self.calibration.noise} {band}") if self.calibration.noise else (name,)
 
     def band(self, name: str) -> Band:
         """Return the band of that name, or raise `RecipeError` naming what exists."""
@@ -268,7 +322,8 @@ def _parse(text: str, *, name: str, folder: Path) -> Product:
         product = Product.model_validate(_liken(values))
     except ValidationError as error:
         raise RecipeError(explain(error, name)) from error
-    lattice(product.lattice)
+    if product.lattice is not None:
+        lattice(product.lattice)
     return product
 
 
@@ -291,8 +346,13 @@ def lattices() -> dict[str, Lattice]:
     return {key: Lattice(id=key, **value) for key, value in tomllib.loads(text).items()}
 
 
-def lattice(name: str) -> Lattice:
-    """Return the lattice of that name, or raise `RecipeError` naming the known ones."""
+def lattice(name: str | None) -> Lattice:
+    """Return the lattice of that name, or raise `RecipeError` naming the known ones.
+
+    None is what a product has that lies on no lattice.
+    """
+    if name is None:
+        raise RecipeError("a product that is warped onto cells has no lattice of its own.")
     try:
         return lattices()[name]
     except KeyError:

@@ -217,6 +217,36 @@ class AssetRaster:
         self.blocks_decoded += blocks if self._facts.hides_ranges else decoded
         return results
 
+    def overview(self, index: int, *, most_px: int) -> Pixels | None:
+        """Return one band of the whole raster, thinned out by the file's own overviews.
+
+        Parameters
+        ----------
+        index : int
+            1-based band.
+        most_px : int
+            Longest edge.
+
+        Returns
+        -------
+        array, shape (y, x), or None
+            The largest that fits; the raster itself if that does. None: the file has none.
+
+        Raises
+        ------
+        GiveUp, TryAgain
+            As for `read`.
+        """
+        self._has([index])
+        steps = (step for step in (1, *self._first.overviews(index)))
+        step = next((s for s in steps if max(self.width, self.height) <= s * most_px), None)
+        if step is None:
+            return None
+        shape = -(-self.height // step), -(-self.width // step)
+        with environment(), translated(self._file, self.name):
+            pixels: Pixels = self._first.read(index, out_shape=shape)
+        return pixels
+
     def _work(
         self, pieces: list[_Piece], deal: Callable[[_Decoder, _Piece], None], *, bands: int
     ) -> None:

@@ -1,11 +1,13 @@
 """Delivered numbers to stored numbers: exact, with what was not seen set aside first.
 
-Nothing is scaled here. A processing offset is a whole number and is removed as one; scale and
-unit travel as attributes, and physical units are made where the data are used.
+Nothing is scaled here but what has no one scale: products whose every scene brings coefficients of
+its own. A processing offset is a whole number and is removed as one; scale and unit travel as
+attributes, and physical units are made where the data are used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +38,17 @@ class Harmonised:
     """Where the product says saturated, or where the value was cut to the stored type's range."""
 
 
-def harmonise(delivered: NDArray[Any], *, product: Product, offset_add: int) -> Harmonised:
+#: What turns the delivered numbers of one band into physical ones.
+Convert = Callable[[NDArray[Any]], NDArray[np.float64]]
+
+
+def harmonise(
+    delivered: NDArray[Any],
+    *,
+    product: Product,
+    offset_add: int,
+    conversions: Sequence[Convert] = (),
+) -> Harmonised:
     """Return the delivered values as they are stored.
 
     Nodata is set aside before the offset is added, otherwise Sentinel-2's nodata 0 would become
@@ -51,6 +63,9 @@ def harmonise(delivered: NDArray[Any], *, product: Product, offset_add: int) -> 
         Says nodata, saturation value, and stored type.
     offset_add : int
         Added to every value that is not nodata (`Scene.offset_add`); 0 for labels.
+    conversions : sequence of callable, one for each band
+        What the scene's own coefficients make of it, for products with a `calibration`: stored as
+        float32. None: values are stored as delivered.
 
     Raises
     ------
@@ -61,6 +76,11 @@ def harmonise(delivered: NDArray[Any], *, product: Product, offset_add: int) -> 
     fill = _not_seen(delivered, product.nodata)
     saturated = _equal(delivered, product.saturated)
     np.copyto(saturated, False, where=fill)
+    if conversions:
+        stored = _converted(delivered, conversions)
+        fill |= np.isnan(stored)
+        np.copyto(stored, product.fill, where=fill)
+        return Harmonised(stored, fill, saturated)
     if product.stored_dtype == "float32":
         stored = delivered.astype(np.float32)
         if offset_add:
@@ -84,6 +104,13 @@ def harmonise(delivered: NDArray[Any], *, product: Product, offset_add: int) -> 
     stored = whole.astype(product.stored_dtype)
     np.copyto(stored, int(product.fill), where=fill)
     return Harmonised(stored, fill, saturated)
+
+
+def _converted(delivered: NDArray[Any], conversions: Sequence[Convert]) -> NDArray[np.float32]:
+    stored = np.empty(delivered.shape, np.float32)
+    for band, convert in enumerate(conversions):
+        stored[band] = convert(delivered[band])
+    return stored
 
 
 def _not_seen(delivered: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:

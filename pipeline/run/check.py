@@ -7,7 +7,30 @@ from pathlib import Path
 
 from pipeline.errors import RecipeError
 from pipeline.products.catalogue import Product, load_product, product_ids
-from pipeline.recipe import LoadedRecipe, load_recipe
+from pipeline.recipe import LoadedRecipe, Points, load_recipe
+from pipeline.sources.providers import provider_of
+from pipeline.stages.search import facts_of
+
+
+def check_places(loaded: LoadedRecipe) -> None:
+    """Refuse a recipe that names what is not there, before any work is done for it.
+
+    Raises
+    ------
+    RecipeError
+        A provider is not known or does not serve the product, or a file or folder is missing.
+    """
+    sample = loaded.recipe.sample
+    if isinstance(sample, Points) and not loaded.path(sample.path).is_file():
+        raise RecipeError(f"`sample.path`: {loaded.path(sample.path)} does not exist.")
+    for product, wish in loaded.wishes.items():
+        for name in wish.providers:
+            provider_of(loaded, product, name)
+            facts_of(loaded.products[product], name)
+        if "local" in wish.providers and wish.path is not None:
+            path = loaded.path(wish.path)
+            if not path.exists():
+                raise RecipeError(f"`path` of product {product}: {path} does not exist.")
 
 
 def resolved(loaded: LoadedRecipe) -> str:
@@ -47,7 +70,7 @@ def list_products() -> str:
         finest = min(band.pixel_m for band in facts.bands)
         lines.append(
             f"{key:<22} {facts.kind:<7} {len(facts.bands):>5}  {finest:>4g} m  "
-            f"{facts.lattice:<10} {', '.join(facts.providers)}"
+            f"{facts.lattice or 'warped':<10} {', '.join(facts.providers)}"
         )
     return "\n".join(lines)
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from pipeline.errors import RecipeError
@@ -81,7 +80,7 @@ def run_evaluate(
         window_px=settings.window_px,
         min_label_fraction=settings.min_label_fraction,
         ignore=product.ignore_class,
-        static=product.temporal == "static",
+        static=product.temporal != "dated",
     )
     check_parts(windows)
     if progress is not None:
@@ -145,7 +144,7 @@ def _kinds(
     encoder = checkpoint.load_encoder(store, model).to(device)
     # Exactly the weights that training began with.
     untrained = build_encoder(model.shape, seed=model.settings.seed).to(device)
-    sample = _some(windows, "train", FILTERS, seed)
+    sample = windows.some("train", FILTERS, seed=seed)
     seen = list(read_windows(images, sample, normaliser, device=device, threads=2))
     return {
         MODEL: EncoderFeatures(encoder, model.shape.image_px),
@@ -153,15 +152,6 @@ def _kinds(
         "image-statistics": image_statistics,
         "random-filters": RandomFilters(torch.cat([view.image for view in seen]), seed=seed),
     }
-
-
-def _some(windows: Windows, part: str, count: int, seed: int) -> Windows:
-    """Draw windows of one part, all of them if there are not so many."""
-    numbers = windows.of(part)
-    if len(numbers) > count:
-        numbers = np.sort(np.random.default_rng(seed).choice(numbers, count, replace=False))
-    columns = ("patch", "y_px", "x_px", "label", "location", "part")
-    return replace(windows, **{name: getattr(windows, name)[numbers] for name in columns})
 
 
 def _write(store: ObjectStore, report: Evaluation, settings: Evaluate) -> Evaluation:

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,6 +17,7 @@ from pipeline.raster.statistics import Moments, merge
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import IndexRow, Location
 from pipeline.stages.publish import PARTS, Places, describe, make_index, sum_moments
+from pipeline.stages.residual import residuals, responses
 from pipeline.store import layout
 from pipeline.store.commit import newest, read_commit
 from pipeline.store.ledger import dataset_digest, tally
@@ -114,12 +116,36 @@ def _gather(
         entry = ShardEntry.of(commit, record)
         gathered.shards.append(entry)
         rows = commit.ledger.filter(pc.equal(commit.ledger["state"], "written"))
-        shards = pa.array([entry.name] * rows.num_rows, "string")
-        gathered.written.append(rows.drop_columns([*_LISTS]).append_column("shard", shards))
+        columns = {
+            "shard": pa.array([entry.name] * rows.num_rows, "string"),
+            "residual": _residual(loaded, rows),
+        }
+        kept = rows.drop_columns([*_LISTS])
+        for name, column in columns.items():
+            kept = kept.append_column(name, column)
+        gathered.written.append(kept)
         for product, spec in commit.specs.items():
             _add_spec(gathered, product, spec)
             _add_moments(gathered, product, rows, places)
     return gathered
+
+
+def _residual(loaded: LoadedRecipe, rows: pa.Table) -> pa.Array:
+    """Return how far each patch lies from the spectrometer that its product is compared with."""
+    found: list[list[float]] = [[] for _ in range(rows.num_rows)]
+    for product, reference in loaded.compared.items():
+        mine = pc.equal(rows["product"], product)
+        pair = (loaded.products[product], loaded.products[reference])
+        bands = [[facts.band(name) for name in loaded.bands(facts.id)] for facts in pair]
+        values = residuals(
+            rows.filter(mine),
+            rows.filter(pc.equal(rows["product"], reference)),
+            pair,
+            responses(bands[1], bands[0]),
+        )
+        for row, value in zip(np.flatnonzero(mine.to_numpy()).tolist(), values, strict=True):
+            found[row] = value
+    return pa.array(found, pa.list_(pa.float64()))
 
 
 def _add_spec(gathered: _Gathered, product: str, spec: ArraySpec) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pyarrow.compute as pc
 
-from pipeline.errors import RecipeError, TryAgain
+from pipeline.errors import FINAL, PASSING, RecipeError, TryAgain
 from pipeline.ports import Engine, ObjectStore
 from pipeline.recipe import LoadedRecipe
 from pipeline.run.extract import PAUSE_S, in_rounds, unfinished
@@ -61,12 +61,18 @@ def run_retry(
 
     Raises
     ------
+    RecipeError
+        A class is not one of `pipeline.errors.PASSING` and `FINAL`, or no patch failed with it.
     TryAgain
         Some shards could not be finished now.
     """
     began_s = time.monotonic()
-    layout.is_claimed(store, loaded)
     wanted = tuple(classes or ())
+    if unknown := [name for name in wanted if name not in (*PASSING, *FINAL)]:
+        raise RecipeError(
+            f"there is no failure class {unknown[0]!r}; there are: {', '.join((*PASSING, *FINAL))}."
+        )
+    layout.is_claimed(store, loaded)
     report, todo, failed_before = RetryReport(), [], {}
     revisions = newest(store)
     for shard, ledger in read_ledgers(store, revisions, ["state", "reason"]):

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import GiveUp, RecipeError
+from pipeline.errors import GiveUp, RecipeError, TryAgain
 from pipeline.ports import ObjectStore, Query
+from pipeline.products.catalogue import Product
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Location, Scene, Unusable
 from pipeline.run.spool import Spool
+from pipeline.sources.earthengine_items import EarthEngineCatalogue
 from pipeline.sources.local import local_items
-from pipeline.sources.providers import Provider, check_href, load_provider
+from pipeline.sources.providers import Provider, check_href, provider_of
 from pipeline.sources.stac import Catalogue
+from pipeline.sources.stac_geoparquet import bulk_items
 from pipeline.stages.newest import version_of
 from pipeline.stages.search import UNASKED, normalise, queries
 from pipeline.store.layout import LOCATIONS, SCENES, claim, is_claimed, numbered
@@ -36,6 +39,8 @@ class SearchReport:
     """Scenes added to the root (a newer baseline of a known one counts)."""
     requests: int
     """Requests made to catalogues."""
+    unanswered: str | None = None
+    """Providers that could not be asked, where others that the recipe lists were, and why."""
 
 
 def run_search(loaded: LoadedRecipe, store: ObjectStore) -> SearchReport:
@@ -46,25 +51,22 @@ def run_search(loaded: LoadedRecipe, store: ObjectStore) -> SearchReport:
     RecipeError
         The root is another recipe's, it has no locations yet, or a provider is not known.
     TryAgain, GiveUp
-        A catalogue cannot be asked; nothing is written then, for half an answer looks like a
-        year with few scenes.
+        A product has no provider that can be asked; nothing is written then, for half an answer
+        looks like a year with few scenes.
     """
     is_claimed(store, loaded)
-    locations = _locations(loaded, store)
+    locations = locations_of(loaded, store)
     unusable: list[Unusable] = []
     found: dict[str, int] = {}
+    silent: list[str] = []
     requests = new = 0
-    with Spool(_baselines(store)) as spool:
+    preferred = {product: wish.providers for product, wish in loaded.wishes.items()}
+    with Spool(_baselines(store), preferred) as spool:
         for product_id in loaded.products:
             before = len(spool.newest)
-            questions = queries(loaded, product_id, locations)
-            with closing(_Answers(loaded, product_id)) as answers:
-                for row in answers.rows(questions):
-                    if isinstance(row, Scene):
-                        spool.add(row)
-                    else:
-                        unusable.append(row)
-                requests += answers.requests
+            asked = _ask_all(loaded, product_id, locations, spool, unusable)
+            requests += asked.requests
+            silent += asked.silent
             found[product_id] = len(spool.newest) - before
         claim(store, loaded)  # only now: a mistake found before leaves the root free
         for scenes, duplicates in spool.chunks():
@@ -74,19 +76,69 @@ def run_search(loaded: LoadedRecipe, store: ObjectStore) -> SearchReport:
                 append(store, SCENES, from_rows(scenes, Scene), Scene)
     _append_unusable(store, unusable)
     reasons = Counter(row.reason for row in unusable)
-    return SearchReport(found, dict(sorted(reasons.items())), new, requests)
+    return SearchReport(
+        found, dict(sorted(reasons.items())), new, requests, "; ".join(silent) or None
+    )
 
 
-class _Answers:
-    """What one product's provider answers, each item once, as rows."""
+@dataclass(slots=True)
+class _Asked:
+    """What asking the providers of a product took."""
 
-    def __init__(self, loaded: LoadedRecipe, product_id: str) -> None:
+    requests: int = 0
+    silent: list[str] = field(default_factory=list)
+    """Who could not be asked, and why."""
+
+
+def _ask_all(
+    loaded: LoadedRecipe,
+    product_id: str,
+    locations: Any,
+    spool: Spool,
+    unusable: list[Unusable],
+) -> _Asked:
+    """Ask every provider that the recipe lists for a product, and keep what they know.
+
+    One that cannot be asked is passed over if another one can; then nothing is kept of what it
+    said before it failed, or what is found would depend on when it failed.
+    """
+    names, asked = loaded.wishes[product_id].providers, _Asked()
+    for name in names:
+        questions = queries(loaded, product_id, locations, provider=name)
+        lost: list[Unusable] = []
+        with closing(Answers(loaded, product_id, name)) as answers, Spool({}) as part:
+            kept = spool if len(names) == 1 else part
+            try:
+                for row in answers.rows(questions):
+                    if isinstance(row, Scene):
+                        kept.add(row)
+                    else:
+                        lost.append(row)
+            except (TryAgain, GiveUp) as error:
+                if len(asked.silent) == len(names) - 1:
+                    raise
+                asked.silent.append(f"{product_id}: {error}")
+                continue
+            finally:
+                asked.requests += answers.requests
+            for scenes, duplicates in part.chunks():
+                lost += duplicates
+                for scene in scenes:
+                    spool.add(scene)
+        unusable += lost
+    return asked
+
+
+class Answers:
+    """What one provider of a product answers, each item once, as rows."""
+
+    def __init__(self, loaded: LoadedRecipe, product_id: str, provider: str) -> None:
         wish = loaded.wishes[product_id]
         self._product = loaded.products[product_id]
         self._bands = loaded.bands(product_id)
         self._folder = None if wish.path is None else loaded.path(wish.path)
-        self.provider = _provider(loaded, product_id)
-        self._catalogue = None if self.provider.kind == "local" else Catalogue(self.provider)
+        self.provider = provider_of(loaded, product_id, provider)
+        self._catalogue = _catalogue(self.provider, self._product)
 
     @property
     def requests(self) -> int:
@@ -104,22 +156,33 @@ class _Answers:
         What a search API returns without being asked is unusable and said so; a folder holds what
         it holds, so there the same is passed over.
         """
-        searched = self.provider.kind == "stac-api"
-        items = None if searched else self._everything(questions)
+        searched = self.provider.kind in ("stac-api", "earth-engine")
         seen: set[str] = set()
         unasked: dict[str, Unusable] = {}
+        for item, query in self._answered(questions, searched):
+            name = str(item.get("id"))
+            if name in seen:
+                continue
+            row = self._row(item, query)
+            if isinstance(row, Unusable) and row.reason in UNASKED:
+                if searched:
+                    unasked[name] = row  # another question may want it
+                continue
+            seen.add(name)
+            yield row
+        yield from (row for name, row in unasked.items() if name not in seen)
+
+    def _answered(
+        self, questions: list[Query], searched: bool
+    ) -> Iterator[tuple[dict[str, Any], Query]]:
+        """Yield items with the questions that they may answer."""
+        if self.provider.kind == "stac-geoparquet":
+            yield from bulk_items(self.provider, questions)
+            return
+        items = None if searched else self._everything(questions)
         for query in questions:
             for item in self._search(query) if items is None else items:
-                name = str(item.get("id"))
-                if name in seen:
-                    continue
-                row = self._row(item, query)
-                if isinstance(row, Unusable) and row.reason in UNASKED:
-                    unasked[name] = row  # another question may want it
-                    continue
-                seen.add(name)
-                yield row
-        yield from (row for name, row in unasked.items() if searched and name not in seen)
+                yield item, query
 
     def _search(self, query: Query) -> Iterable[dict[str, Any]]:
         return () if self._catalogue is None else self._catalogue.search(query)
@@ -129,7 +192,14 @@ class _Answers:
             return list(self._catalogue.search(questions[0])) if questions else []
         if self._folder is None:
             raise RecipeError(f"product {self._product.id}: `path` is missing.")
-        return list(local_items(self._folder, self._product))
+        items = list(local_items(self._folder, self._product))
+        if not items:  # a catalogue may have nothing; an empty folder is the wrong folder
+            kind = self._product.providers["local"].collection
+            raise RecipeError(
+                f"product {self._product.id}: {self._folder} holds nothing of the kind {kind!r}, "
+                "at any depth; is `path` the right folder?"
+            )
+        return items
 
     def _row(self, item: dict[str, Any], query: Query) -> Scene | Unusable:
         row = normalise(item, self._product, self.provider.name, query, bands=self._bands)
@@ -149,15 +219,16 @@ class _Answers:
         return row
 
 
-def _provider(loaded: LoadedRecipe, product_id: str) -> Provider:
-    wish = loaded.wishes[product_id]
-    url = wish.url
-    if wish.provider == "static" and url is not None and "://" not in url:
-        url = str(loaded.path(url))
-    return load_provider(wish.provider, url=url)
+def _catalogue(provider: Provider, product: Product) -> Catalogue | EarthEngineCatalogue | None:
+    """Return what answers questions; None for folders, which are read whole."""
+    if provider.kind == "local":
+        return None
+    if provider.kind == "earth-engine":
+        return EarthEngineCatalogue(provider, product)
+    return Catalogue(provider)
 
 
-def _locations(loaded: LoadedRecipe, store: ObjectStore) -> Any:
+def locations_of(loaded: LoadedRecipe, store: ObjectStore) -> Any:
     """Return the locations to search around; None where cells are cut from what is found."""
     if loaded.recipe.sample.strategy == "scenes":
         return None

@@ -10,18 +10,26 @@ from pipeline.simulate.server import ArchiveServer
 
 
 def run_serve(
-    folder: Path, *, port: int, faults: Faults | None = None, say: Callable[[str], None]
+    folder: Path, *, port: int, faults: float = 0.0, seed: int = 0, say: Callable[[str], None]
 ) -> None:
     """Serve an archive until the process is interrupted.
+
+    Parameters
+    ----------
+    faults : float
+        Share of requests that meet a passing fault of any kind, 0 to 1.
+    seed : int
+        Which of them do.
 
     Raises
     ------
     RecipeError
         The folder holds no archive, or the port is taken.
     """
-    with ArchiveServer(folder, port=port, faults=faults) as server:
+    with ArchiveServer(folder, port=port, faults=Faults(rate=faults, seed=seed)) as server:
         say(f"Serving {folder} at {server.url}; interrupt to stop.")
         try:
             server.wait()
         except KeyboardInterrupt:
-            say(f"Stopped after {server.requests} requests for files.")
+            failed = f", {server.dice.thrown.total()} faults" if faults else ""
+            say(f"Stopped after {server.requests} requests for files{failed}.")

@@ -53,7 +53,7 @@ def run_simulate(
         made = simulate_shards(open_store(folder), loaded, locations=shards, seed=seed)
         progress.advance(shards)
         return made
-    products = [key for key, wish in loaded.wishes.items() if wish.provider == "simulated"]
+    products = [key for key, wish in loaded.wishes.items() if "simulated" in wish.providers]
     slots = slots_of(loaded.recipe.slots, settling_days=0, cutoff=None)
     from pipeline.simulate.archive import make_archive
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,12 +25,20 @@ class Spool:
     ----------
     known : mapping of str to str
         Scene to newest baseline in the root.
+    preferred : mapping of str to sequence of str
+        Product to its providers, the preferred one first.
     chunk_rows : int
         Scenes of a chunk.
     """
 
-    def __init__(self, known: Mapping[str, str], *, chunk_rows: int = _CHUNK_ROWS) -> None:
-        self.newest = Newest(known)
+    def __init__(
+        self,
+        known: Mapping[str, str],
+        preferred: Mapping[str, Sequence[str]] | None = None,
+        *,
+        chunk_rows: int = _CHUNK_ROWS,
+    ) -> None:
+        self.newest = Newest(known, preferred)
         self._chunk_rows = chunk_rows
         self._waiting: list[Scene] = []
         self._files: list[Path] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,33 +18,21 @@ import rasterio
 import shapely
 
 from pipeline.errors import RecipeError
-from pipeline.products.catalogue import load_product
 from pipeline.raster.zones import to_plane, zones_at
 from pipeline.simulate.catalogue import ITEMS
-from pipeline.simulate.files import write_enmap, write_labels, write_sentinel
-from pipeline.simulate.orbits import SMALL, Orbit, Scene, scenes_over, upright
-from pipeline.simulate.stac_items import (
-    COLLECTION_TITLES,
-    Written,
-    enmap_item,
-    labels_item,
-    sentinel_item,
-)
+from pipeline.simulate.files import write_scenes
+from pipeline.simulate.maps import write_map
+from pipeline.simulate.orbits import SMALL, Orbit, Scene, orbit_of, scenes_over, upright
+from pipeline.simulate.radar import write_grd
+from pipeline.simulate.shelves import Shelf, shelf_of
+from pipeline.simulate.stac_items import item_of
 
 Region = tuple[float, float, float, float]
 Items = dict[str, list[dict[str, Any]]]
 
-#: Product to the sub-path that serves it and the collection it is in.
-_SHELVES = {
-    "enmap-l2a": ("dlr", "ENMAP_HSI_L2A"),
-    "sentinel-2-l2a": ("planetary-computer", "sentinel-2-l2a"),
-    "simulated-labels": ("labels", "simulated-labels"),
-}
-_WRITERS = {
-    "enmap-l2a": (write_enmap, enmap_item),
-    "sentinel-2-l2a": (write_sentinel, sentinel_item),
-}
 _GDAL_CACHE_MB = 256
+#: Marks a folder whose archive is being made; what an interrupt left is then made again.
+_UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +53,7 @@ def make_archive(
     end: date,
     seed: int = 0,
     orbits: Mapping[str, Orbit] = SMALL,
+    providers: Mapping[str, str] | None = None,
     least_share: float = 0.0,
     workers: int = 2,
     advance: Callable[[int], None] | None = None,
@@ -73,9 +63,10 @@ def make_archive(
     Parameters
     ----------
     folder : Path
-        New or empty folder; it gets `archive.json` and `files/`.
+        New or empty folder, or one where this was interrupted; it gets `archive.json` and
+        `files/`.
     products : sequence of str
-        Of `enmap-l2a`, `sentinel-2-l2a`, `simulated-labels`.
+        Ids of product files.
     region : (west, south, east, north) in degrees
         west > east crosses the antimeridian.
     start, end : date
@@ -83,7 +74,10 @@ def make_archive(
     seed : int
         Which world: ground and weather.
     orbits : dict of str to Orbit
-        Sizes and passes of the sensors; `orbits.REAL` are the true ones.
+        Pattern of product ids to the sizes and passes of their sensor; `orbits.REAL` are the true
+        ones.
+    providers : dict of str to str
+        Product to the provider in whose manner it is served; else as `simulated` serves it.
     least_share : float
         Scenes of which no more than this share lies in the region are left out.
     workers : int
@@ -97,35 +91,39 @@ def make_archive(
         An unknown product, an empty region or period, or a folder that is not empty.
     """
     _check(folder, products, region, start, end)
+    shelves = {product: shelf_of(product, (providers or {}).get(product)) for product in products}
+    flown = {key: shelf for key, shelf in shelves.items() if not shelf.is_map}
     groups = [
         list(group)
         for _, group in groupby(
             sorted(
-                _all_scenes(products, region, start, end, orbits, least_share),
+                _all_scenes(flown, region, start, end, orbits, least_share),
                 key=lambda scene: (*_raster(scene), scene.when),
             ),
             key=_raster,
         )
     ]
-    folder.mkdir(parents=True, exist_ok=True)
+    _begin(folder)
     items: Items = {product: [] for product in products}
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        for product, made in pool.map(partial(_write_group, folder, seed), groups):
+        for product, made in pool.map(partial(_write_group, folder, seed, shelves), groups):
             items[product] += made
             if advance is not None:
                 advance(len(made))
-    _write_items(folder, items)
+    for product, shelf in shelves.items():
+        if shelf.is_map:
+            items[product] += write_map(
+                folder, shelf, region, range(start.year, end.year + 1), seed
+            )
+    _write_items(folder, shelves, items)
+    (folder / _UNFINISHED).unlink()
     sizes = [path.stat().st_size for path in (folder / "files").rglob("*") if path.is_file()]
     return ArchiveReport(sum(map(len, items.values())), len(sizes), sum(sizes))
 
 
 def _check(folder: Path, products: Sequence[str], region: Region, start: date, end: date) -> None:
-    unknown = set(products) - set(_SHELVES)
-    if unknown or not products:
-        raise RecipeError(
-            f"cannot simulate {', '.join(sorted(unknown)) or 'no product'}; "
-            f"products that can be: {', '.join(_SHELVES)}."
-        )
+    if not products:
+        raise RecipeError('no product to simulate: none has `provider = "simulated"`.')
     west, south, east, north = region
     if west == east or south >= north or max(map(abs, (south, north))) > 80:
         raise RecipeError(
@@ -134,12 +132,19 @@ def _check(folder: Path, products: Sequence[str], region: Region, start: date, e
         )
     if start >= end:
         raise RecipeError(f"the period from {start} to {end} is empty.")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(folder.iterdir()) and not (folder / _UNFINISHED).exists():
         raise RecipeError(f"{folder} is not empty; an archive is made in a new or empty folder.")
 
 
+def _begin(folder: Path) -> None:
+    """Mark the folder, and clear away what an interrupted run left in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _UNFINISHED).touch()
+    shutil.rmtree(folder / "files", ignore_errors=True)
+
+
 def _all_scenes(
-    products: Sequence[str],
+    shelves: Mapping[str, Shelf],
     region: Region,
     start: date,
     end: date,
@@ -148,13 +153,12 @@ def _all_scenes(
 ) -> list[Scene]:
     scenes = []
     for zone, area in _areas(region):
-        for product in products:
-            if product == "simulated-labels":
-                scenes.append(_label_scene(zone, area))
+        for product, shelf in shelves.items():
+            if shelf.product.temporal == "static":
+                scenes.append(_static_scene(product, zone, area))
             else:
-                scenes += scenes_over(
-                    orbits[product], zone, area, start, end, least_share=least_share
-                )
+                orbit = orbit_of(product, orbits)
+                scenes += scenes_over(orbit, zone, area, start, end, least_share=least_share)
     return scenes
 
 
@@ -173,15 +177,15 @@ def _areas(region: Region) -> list[tuple[int, shapely.Geometry]]:
     return areas
 
 
-def _label_scene(zone: int, area: shapely.Geometry) -> Scene:
-    """Return the label map of a region: one file, dated long ago, valid for all times."""
+def _static_scene(product: str, zone: int, area: shapely.Geometry) -> Scene:
+    """Return the map of a region: one file, dated long ago, valid for all times."""
     south = shapely.centroid(area).y < 0
-    x_min_m, n_max_m, width_m, height_m = upright(area, "simulated-labels", south=south)
+    x_min_m, n_max_m, width_m, height_m = upright(area, product, south=south)
     far = 10**12
     return Scene(
-        product="simulated-labels",
-        item=f"labels-{zone:02d}-{x_min_m}-{n_max_m}",
-        datatake="labels",
+        product=product,
+        item=f"{product}-{zone:02d}-{x_min_m}-{n_max_m}",
+        datatake="map",
         tile=f"{zone:02d}",
         baseline="1",
         track=0,
@@ -203,26 +207,31 @@ def _raster(scene: Scene) -> tuple[Any, ...]:
 
 
 def _write_group(
-    folder: Path, seed: int, scenes: Sequence[Scene]
+    folder: Path, seed: int, shelves: Mapping[str, Shelf], scenes: Sequence[Scene]
 ) -> tuple[str, list[dict[str, Any]]]:
     name = scenes[0].product
+    write = write_grd if shelves[name].product.geolocation == "gcp" else write_scenes
     with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_MB, GDAL_PAM_ENABLED="NO"):
-        if name == "simulated-labels":
-            return name, [labels_item(scene, write_labels(folder, scene, seed)) for scene in scenes]
-        product = load_product(name)
-        write, describe = _WRITERS[name]
-        written: list[Written] = write(folder, product, scenes, seed)
-        return name, [
-            describe(scene, product, files) for scene, files in zip(scenes, written, strict=True)
-        ]
+        written = write(folder, shelves[name], scenes, seed)
+    return name, [
+        item_of(shelves[name], scene, files) for scene, files in zip(scenes, written, strict=True)
+    ]
 
 
-def _write_items(folder: Path, items: Items) -> None:
+def _write_items(folder: Path, shelves: Mapping[str, Shelf], items: Items) -> None:
+    """Write the catalogue; products of one collection that share a scene share its item."""
     providers: dict[str, dict[str, Any]] = {}
     for product, made in items.items():
-        provider, collection = _SHELVES[product]
-        made = sorted(made, key=lambda item: item["id"])
-        shelf = {"title": COLLECTION_TITLES[collection], "items": made}
-        providers.setdefault(provider, {})[collection] = shelf
+        shelf = shelves[product]
+        collections = providers.setdefault(shelf.provider, {})
+        title = f"{shelf.product.title}, simulated"
+        there = collections.setdefault(shelf.facts.collection, {"title": title, "items": []})
+        known = {item["id"]: item for item in there["items"]}
+        for item in made:
+            if item["id"] in known:
+                known[item["id"]]["assets"] |= item["assets"]
+            else:
+                there["items"].append(item)
+        there["items"].sort(key=lambda item: str(item["id"]))
     text = json.dumps({"providers": providers}, indent=1)
     (folder / ITEMS).write_text(text + "\n")

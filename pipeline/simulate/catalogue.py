@@ -2,24 +2,27 @@
 
 What a client meets here is what the recorded answers of the real services show: DLR pages by
 `startIndex` and expects the client to merge the next body with its own (`"merge": true`); the
-Planetary Computer pages by token and sends the whole next body; one states how many items match,
-the other does not.
+Planetary Computer pages by token and sends the whole next body; Earth Search pages by `next`, also
+on the last full page, so that an empty one ends it; some state how many items match, others do not.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import shapely
+from shapely.affinity import translate
 
 from pipeline.errors import RecipeError
+from pipeline.simulate.faults import Fault, Faults
 from pipeline.simulate.wishes import (
     Refused,
     area,
@@ -62,20 +65,26 @@ class Habits:
     """How one provider pages."""
 
     paging: str
-    """`start-index` (DLR) or `token` (Planetary Computer)."""
+    """`start-index` (DLR), or the name of the parameter that holds a mark: `token`, `next`."""
     page: int
     """Items per page unless the client asks otherwise."""
     page_max: int
     """Most items per page, whatever the client asks."""
     counts: bool
     """Whether an answer states `numberMatched`."""
+    one_too_many: bool = False
+    """Whether the last full page leads to an empty one."""
 
 
 HABITS = {
     "dlr": Habits(paging="start-index", page=20, page_max=100, counts=True),
     "planetary-computer": Habits(paging="token", page=10, page_max=1000, counts=False),
-    "labels": Habits(paging="token", page=10, page_max=1000, counts=False),
+    "earth-search": Habits(paging="next", page=10, page_max=250, counts=True, one_too_many=True),
+    "copernicus": Habits(paging="token", page=10, page_max=1000, counts=False),
+    "usgs": Habits(paging="next", page=10, page_max=250, counts=True),
 }
+#: Of a provider that nobody recorded.
+_PLAIN = Habits(paging="token", page=10, page_max=1000, counts=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +104,21 @@ class Catalogue:
         of the items are relative (`files/...`).
     """
 
-    def __init__(self, providers: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, providers: Mapping[str, Mapping[str, Any]], faults: Faults | None = None
+    ) -> None:
+        spoil = partial(_spoilt, faults or Faults())
         self._titles = {
             name: {key: value["title"] for key, value in collections.items()}
             for name, collections in providers.items()
         }
         self._entries = {
-            name: {key: _sorted(value["items"]) for key, value in collections.items()}
+            name: {key: _sorted(map(spoil, value["items"])) for key, value in collections.items()}
             for name, collections in providers.items()
         }
 
     @classmethod
-    def read(cls, folder: Path) -> Catalogue:
+    def read(cls, folder: Path, faults: Faults | None = None) -> Catalogue:
         """Read the items of an archive folder; `RecipeError` if it is none."""
         path = folder / ITEMS
         if not path.is_file():
@@ -114,10 +126,16 @@ class Catalogue:
                 f"{folder} holds no simulated archive ({ITEMS} is missing); "
                 "`terrashard simulate` makes one."
             )
-        return cls(json.loads(path.read_text())["providers"])
+        return cls(json.loads(path.read_text())["providers"], faults)
 
     def answer(
-        self, base: str, method: str, path: str, query: Mapping[str, str], body: Any
+        self,
+        base: str,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Any,
+        fault: Fault | None = None,
     ) -> Answer:
         """Answer one request.
 
@@ -133,6 +151,8 @@ class Catalogue:
             Parameters of the URL.
         body : any
             Parsed JSON body of a POST.
+        fault : Fault or None
+            What is wrong with the page: `duplicated-page` or `reordered-page`.
         """
         provider, *rest = path.split("/")
         if provider not in self._entries:
@@ -156,11 +176,13 @@ class Catalogue:
                 return Answer(self._item(base, provider, key, item), _GEOJSON)
             case ["search"]:
                 wish = from_body(body) if method == "POST" else from_query(query)
-                return Answer(self._search(base, provider, method, "search", wish), _GEOJSON)
+                page = self._search(base, provider, method, "search", wish, fault)
+                return Answer(page, _GEOJSON)
             case ["collections", key, "items"] if key in self._titles[provider]:
                 wish = {**from_query(query), "collections": [key]}
                 where = f"collections/{key}/items"
-                return Answer(self._search(base, provider, method, where, wish), _GEOJSON)
+                page = self._search(base, provider, method, where, wish, fault)
+                return Answer(page, _GEOJSON)
         raise Refused(HTTPStatus.NOT_FOUND, f"no such path below /{provider}")
 
     # --- documents ---------------------------------------------------------------------------
@@ -223,17 +245,27 @@ class Catalogue:
     # --- search ------------------------------------------------------------------------------
 
     def _search(
-        self, base: str, provider: str, method: str, where: str, wish: dict[str, Any]
+        self,
+        base: str,
+        provider: str,
+        method: str,
+        where: str,
+        wish: dict[str, Any],
+        fault: Fault | None,
     ) -> dict[str, Any]:
-        habits = HABITS[provider]
+        habits = HABITS.get(provider, _PLAIN)
         found = self._matching(provider, wish)
         limit = min(number(wish, "limit", habits.page, least=1), habits.page_max)
         start = _start(wish, found, habits)
-        page = found[start : start + limit]
+        page, following = found[start : start + limit], start + limit
+        if fault == "duplicated-page" and start:
+            page, following = found[max(0, start - limit) : start], start
+        elif fault == "reordered-page":
+            page = page[::-1]
         href = f"{base}/{provider}/{where}"
         links = [{"rel": "self", "type": _GEOJSON, "href": href}]
-        if start + limit < len(found):
-            links.append(_next_link(habits, method, href, wish, start + limit, limit, found))
+        if following < len(found) or (habits.one_too_many and page):
+            links.append(_next_link(habits, method, href, wish, following, limit, found))
         document: dict[str, Any] = {
             "type": "FeatureCollection",
             "features": [_linked(entry.item, base, provider) for entry in page],
@@ -256,7 +288,21 @@ class Catalogue:
         ]
 
 
-def _sorted(items: Sequence[dict[str, Any]]) -> list[_Entry]:
+def _spoilt(faults: Faults, item: dict[str, Any]) -> dict[str, Any]:
+    """Return an item with what is wrong with it."""
+    fault = faults.of_item(item["id"])
+    if fault == "missing-asset":
+        return {**item, "assets": dict(list(item["assets"].items())[1:])}
+    if fault == "footprint":
+        shape = shapely.geometry.shape(item["geometry"])
+        west, _, east, _ = shape.bounds
+        moved = translate(shape, xoff=(east - west) / 2)
+        geometry = shapely.geometry.mapping(moved)
+        return {**item, "geometry": geometry, "bbox": list(moved.bounds)}
+    return item
+
+
+def _sorted(items: Iterable[dict[str, Any]]) -> list[_Entry]:
     entries = [
         _Entry(
             item, shapely.geometry.shape(item["geometry"]), instant(item["properties"]["datetime"])
@@ -294,8 +340,8 @@ def _next_link(
     if habits.paging == "start-index":
         step: dict[str, Any] = {"startIndex": start, "limit": limit}
     else:
-        last = found[start - 1].item
-        step = {"limit": limit, "token": f"next:{last['collection']}:{last['id']}"}
+        last = found[min(start, len(found)) - 1].item
+        step = {"limit": limit, habits.paging: f"next:{last['collection']}:{last['id']}"}
     if method == "GET":
         parameters = {key: flat(value) for key, value in {**wish, **step}.items()}
         link["href"] = f"{href}?{urlencode(parameters)}"
@@ -303,16 +349,19 @@ def _next_link(
         link |= {"body": step, "merge": True}
     else:
         link["body"] = {**wish, **step}
+        if habits.one_too_many:
+            link["merge"] = False
     return link
 
 
 def _start(wish: Mapping[str, Any], found: list[_Entry], habits: Habits) -> int:
     if habits.paging == "start-index":
         return number(wish, "startIndex", 0, least=0)
-    if "token" not in wish:
+    if habits.paging not in wish:
         return 0
-    last = str(wish["token"]).removeprefix("next:")
+    last = str(wish[habits.paging]).removeprefix("next:")
     for position, entry in enumerate(found):
         if f"{entry.item['collection']}:{entry.item['id']}" == last:
             return position + 1
-    raise Refused(HTTPStatus.BAD_REQUEST, f"unknown token {wish['token']!r}")
+    mark = wish[habits.paging]
+    raise Refused(HTTPStatus.BAD_REQUEST, f"unknown {habits.paging} {mark!r}")

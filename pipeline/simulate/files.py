@@ -1,4 +1,4 @@
-"""Write the files of simulated scenes, in the forms their providers use.
+"""Write the files of simulated scenes: which bands lie in which file, the product file says.
 
 Scenes that share a raster (one frame or tile on many days) are written together, block by block,
 so that the unchanging ground is computed once. GDAL compresses in the writing thread, so a file's
@@ -7,6 +7,7 @@ bytes depend on nothing but its contents.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -20,133 +21,103 @@ import rasterio
 from rasterio import Affine
 from rasterio.windows import Window
 
-from pipeline.products.catalogue import FILL_INT16, LEGEND, Product
-from pipeline.simulate.ground import codes, view
+from pipeline.products.catalogue import LEGEND, Band, BandAsset, MaskLayer, Product
+from pipeline.simulate.ground import View, codes, view
 from pipeline.simulate.landscape import landscape
 from pipeline.simulate.noise import Place
 from pipeline.simulate.orbits import Scene
-from pipeline.simulate.scenes import (
-    ENMAP_LAYERS,
-    defective,
-    enmap_layers,
-    enmap_values,
-    label_values,
-    scene_classes,
-    sentinel_values,
-)
-from pipeline.simulate.stac_items import Written, enmap_folder, sentinel_folder
+from pipeline.simulate.scenes import defective, image, mtl, quality
+from pipeline.simulate.shelves import File, Shelf, files_of
+from pipeline.simulate.stac_items import Written
 
-#: Block edges of the real files: 512 in DLR's COGs, 1024 in Sentinel-2's JPEG 2000 and its COGs.
-ENMAP_BLOCK_PX = 512
-SENTINEL_BLOCK_PX = 1024
-
-_ENMAP_NAMES = {
-    "image": "SPECTRAL_IMAGE",
-    "quality_classes": "QL_QUALITY_CLASSES",
-    "quality_cloud": "QL_QUALITY_CLOUD",
-    "quality_cloud_shadow": "QL_QUALITY_CLOUDSHADOW",
-    "quality_haze": "QL_QUALITY_HAZE",
-    "quality_cirrus": "QL_QUALITY_CIRRUS",
-    "quality_snow": "QL_QUALITY_SNOW",
-    "quality_testflags": "QL_QUALITY_TESTFLAGS",
-    "defective_pixel_mask": "QL_PIXELMASK",
-}
-_ENMAP_KEYS = dict(zip(ENMAP_LAYERS, list(_ENMAP_NAMES)[1:8], strict=True))
+#: Block edges of the real files: 512 in DLR's COGs, 1024 in Sentinel-2's JPEG 2000 and its COGs;
+#: others are written with those of EnMAP.
+_BLOCK_PX = 512
+_SENTINEL_BLOCK_PX = 1024
 
 
-def write_enmap(
-    folder: Path, product: Product, scenes: Sequence[Scene], seed: int
-) -> list[Written]:
-    """Write all files of EnMAP scenes that share one raster."""
-    files = [
-        {
-            key: f"{enmap_folder(scene)}/{scene.item}-{name}_COG.TIF"
-            for key, name in _ENMAP_NAMES.items()
-        }
-        for scene in scenes
+def write_scenes(folder: Path, shelf: Shelf, scenes: Sequence[Scene], seed: int) -> list[Written]:
+    """Write all files of scenes that share one raster; paths are relative to the folder."""
+    files = files_of(shelf)
+    paths = [
+        {file.key: _path(shelf, scene, file.key, ".tif") for file in files} for scene in scenes
     ]
     tallies = [_Tally() for _ in scenes]
-    with ExitStack() as stack:
-        rasters = [
-            {
-                key: stack.enter_context(_create(folder / path, scene, **_enmap_kind(key, product)))
-                for key, path in paths.items()
-            }
-            for scene, paths in zip(scenes, files, strict=True)
-        ]
-        for window, place in _blocks(scenes[0], 30, seed):
-            land = landscape(place)
-            for scene, raster, tally in zip(scenes, rasters, tallies, strict=True):
-                seen = view(place, scene.when, land=land)
-                raster["image"].write(enmap_values(scene, product, seen), window=window)
-                marked = defective(scene, product, place)
-                raster["defective_pixel_mask"].write(marked, window=window)
-                for name, layer in enmap_layers(scene, seen).items():
-                    raster[_ENMAP_KEYS[name]].write(layer, 1, window=window)
-                tally.add(codes(seen), scene.seen(place))
-    return [Written(paths, tally.percent()) for paths, tally in zip(files, tallies, strict=True)]
+    counted = _counted(files)
+    for grid in sorted({(file.pixel_m, file.inset_m) for file in files}):
+        here = [file for file in files if (file.pixel_m, file.inset_m) == grid]
+        _write_grid(folder, shelf, here, scenes, paths, tallies if grid == counted else None, seed)
+    for scene, keys in zip(scenes, paths, strict=True):
+        keys |= _write_coefficients(folder, shelf, scene)
+    return [Written(keys, tally.percent()) for keys, tally in zip(paths, tallies, strict=True)]
 
 
-def write_sentinel(
-    folder: Path, product: Product, scenes: Sequence[Scene], seed: int
-) -> list[Written]:
-    """Write all bands and the scene classification of Sentinel-2 scenes of one tile."""
-    sizes = {band.name: round(band.pixel_m) for band in product.bands} | {"SCL": 20}
-    files = [
-        {
-            key: f"{sentinel_folder(scene)}/R{size}m/"
-            f"T{scene.tile}_{scene.when:%Y%m%dT%H%M%S}_{key}_{size}m.tif"
-            for key, size in sizes.items()
-        }
-        for scene in scenes
-    ]
-    tallies = [_Tally() for _ in scenes]
-    for pixel_m in sorted(set(sizes.values())):
-        _write_resolution(folder, product, scenes, files, tallies, pixel_m, seed)
-    return [Written(paths, tally.percent()) for paths, tally in zip(files, tallies, strict=True)]
+def _path(shelf: Shelf, scene: Scene, key: str, ending: str) -> str:
+    home = f"files/{shelf.provider}/{scene.product}/{scene.when:%Y/%m/%d}/{scene.item}"
+    return f"{home}/{scene.item}_{key}{ending}"
 
 
-def _write_resolution(
+def _counted(files: Sequence[File]) -> tuple[float, float]:
+    """Return the grid on which a scene's clouds are counted: that of its quality, or else image."""
+    masks = [file for file in files if isinstance(file.members[0], MaskLayer)]
+    first = (masks or list(files))[0]
+    return first.pixel_m, first.inset_m
+
+
+def _write_grid(
     folder: Path,
-    product: Product,
+    shelf: Shelf,
+    files: Sequence[File],
     scenes: Sequence[Scene],
-    files: Sequence[dict[str, str]],
-    tallies: Sequence[_Tally],
-    pixel_m: int,
+    paths: Sequence[dict[str, str]],
+    tallies: Sequence[_Tally] | None,
     seed: int,
 ) -> None:
-    """Write the bands of one pixel size; with those of 20 m also the scene classification."""
-    bands = [band for band in product.bands if round(band.pixel_m) == pixel_m]
-    names = [band.name for band in bands] + (["SCL"] if pixel_m == 20 else [])
+    """Write the files of one pixel grid."""
     with ExitStack() as stack:
         rasters = [
             {
-                name: stack.enter_context(
-                    _create(folder / paths[name], scene, **_sentinel_kind(name, pixel_m))
-                )
-                for name in names
+                f.key: stack.enter_context(_create(folder / keys[f.key], scene, f, shelf.product))
+                for f in files
             }
-            for scene, paths in zip(scenes, files, strict=True)
+            for scene, keys in zip(scenes, paths, strict=True)
         ]
-        for window, place in _blocks(scenes[0], pixel_m, seed):
+        for window, place in _blocks(scenes[0], files[0], seed):
             land = landscape(place)
-            for scene, raster, tally in zip(scenes, rasters, tallies, strict=True):
+            for number, scene in enumerate(scenes):
                 seen = view(place, scene.when, land=land)
-                values = sentinel_values(scene, product, bands, seen)
-                for band, layer in zip(bands, values, strict=True):
-                    raster[band.name].write(layer, 1, window=window)
-                if "SCL" in raster:
-                    raster["SCL"].write(scene_classes(scene, product, seen), 1, window=window)
-                    tally.add(codes(seen), scene.seen(place))
+                layers = quality(scene, shelf.product, seen) if _has_layers(files) else {}
+                for file in files:
+                    values = _values(shelf, scene, file, seen, layers)
+                    rasters[number][file.key].write(values, window=window)
+                if tallies is not None:
+                    tallies[number].add(codes(seen), scene.seen(place))
 
 
-def write_labels(folder: Path, scene: Scene, seed: int) -> Written:
-    """Write the map of arrangements."""
-    path = f"files/labels/{scene.item}.tif"
-    with _create(folder / path, scene, pixel_m=30, count=1, dtype="uint8") as raster:
-        for window, place in _blocks(scene, 30, seed):
-            raster.write(label_values(landscape(place)), 1, window=window)
-    return Written({"labels": path}, {})
+def _has_layers(files: Sequence[File]) -> bool:
+    return any(isinstance(file.members[0], MaskLayer) and not file.per_band for file in files)
+
+
+def _values(
+    shelf: Shelf, scene: Scene, file: File, seen: View, layers: dict[str, npt.NDArray[Any]]
+) -> npt.NDArray[Any]:
+    if file.per_band:
+        return defective(scene, shelf.product, seen.place)
+    bands = [member for member in file.members if isinstance(member, Band)]
+    if bands:
+        return image(scene, shelf.product, bands, seen, offset=shelf.offset(scene))
+    return np.stack([layers[member.name] for member in file.members])
+
+
+def _write_coefficients(folder: Path, shelf: Shelf, scene: Scene) -> dict[str, str]:
+    """Write the file with a scene's coefficients, if it has one, and return its key and path."""
+    calibration = shelf.product.calibration
+    if calibration is None or calibration.method != "landsat-toa":
+        return {}
+    entry: BandAsset = shelf.facts.assets[calibration.file][0]
+    path = _path(shelf, scene, "MTL", ".json")
+    (folder / path).write_text(json.dumps(mtl(scene, shelf.product), indent=1) + "\n")
+    return {entry.asset: path}
 
 
 class _Tally:
@@ -177,25 +148,34 @@ class _Tally:
         return shares | {"nodata": 100 * self._unseen / (seen + self._unseen)}
 
 
-def block_edge(scene: Scene, pixel_m: int) -> int:
+def shape_px(scene: Scene, pixel_m: float, inset_m: float = 0) -> tuple[int, int]:
+    """Return rows and columns of a scene's raster of some pixel size."""
+    return (
+        round((scene.height_m - 2 * inset_m) / pixel_m),
+        round((scene.width_m - 2 * inset_m) / pixel_m),
+    )
+
+
+def block_edge(scene: Scene, pixel_m: float, inset_m: float = 0) -> int:
     """Return the edge of a file's blocks in pixels.
 
     That of the real files, except where a raster is so small that most of the last blocks would be
     padding: then the next multiple of 16 that divides the raster evenly.
     """
-    nominal = SENTINEL_BLOCK_PX if scene.product == "sentinel-2-l2a" else ENMAP_BLOCK_PX
-    size = max(scene.width_m, scene.height_m) // pixel_m
+    nominal = _SENTINEL_BLOCK_PX if scene.product.startswith("sentinel-2") else _BLOCK_PX
+    size = max(shape_px(scene, pixel_m, inset_m))
     if 4 * size > 9 * nominal:
         return nominal
     return ceil(size / ceil(size / nominal) / 16) * 16
 
 
-def _blocks(scene: Scene, pixel_m: int, seed: int) -> Iterator[tuple[Window, Place]]:
+def _blocks(scene: Scene, file: File, seed: int) -> Iterator[tuple[Window, Place]]:
     """Yield the blocks of a scene's raster in file order, with their pixel centres."""
-    width, height = scene.width_m // pixel_m, scene.height_m // pixel_m
-    block_px = block_edge(scene, pixel_m)
-    x_m = scene.x_min_m + pixel_m // 2 + pixel_m * np.arange(width, dtype=np.int64)
-    n_m = scene.n_max_m - pixel_m // 2 - pixel_m * np.arange(height, dtype=np.int64)
+    height, width = shape_px(scene, file.pixel_m, file.inset_m)
+    block_px = block_edge(scene, file.pixel_m, file.inset_m)
+    first_m = file.inset_m + file.pixel_m / 2
+    x_m = (scene.x_min_m + first_m + file.pixel_m * np.arange(width)).astype(np.int64)
+    n_m = (scene.n_max_m - first_m - file.pixel_m * np.arange(height)).astype(np.int64)
     for top in range(0, height, block_px):
         for left in range(0, width, block_px):
             columns, rows = x_m[left : left + block_px], n_m[top : top + block_px]
@@ -203,39 +183,38 @@ def _blocks(scene: Scene, pixel_m: int, seed: int) -> Iterator[tuple[Window, Pla
             yield window, Place(scene.zone, columns, rows, seed)
 
 
-def _create(path: Path, scene: Scene, *, pixel_m: int, **profile: Any) -> Any:
+def _create(path: Path, scene: Scene, file: File, product: Product) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
-    edge = block_edge(scene, pixel_m)
+    edge = block_edge(scene, file.pixel_m, file.inset_m)
+    height, width = shape_px(scene, file.pixel_m, file.inset_m)
+    corner = scene.x_min_m + file.inset_m, scene.y_max_m - file.inset_m
+    count = len(product.bands) if file.per_band else len(file.members)
     return rasterio.open(
         path,
         "w",
         driver="GTiff",
-        width=scene.width_m // pixel_m,
-        height=scene.height_m // pixel_m,
+        width=width,
+        height=height,
+        count=count,
+        dtype=file.dtype,
         crs=f"EPSG:{scene.epsg}",
-        transform=Affine(pixel_m, 0, scene.x_min_m, 0, -pixel_m, scene.y_max_m),
+        transform=Affine(file.pixel_m, 0, corner[0], 0, -file.pixel_m, corner[1]),
         tiled=True,
         blockxsize=edge,
         blockysize=edge,
+        interleave="pixel",
         compress="deflate",
         zlevel=1,
         num_threads=1,
-        **profile,
+        predictor={"float32": 3, "uint8": 1}.get(file.dtype, 2),
+        **_nodata(file, product),
     )
 
 
-def _enmap_kind(key: str, product: Product) -> dict[str, Any]:
-    spectral = {"pixel_m": 30, "count": len(product.bands), "interleave": "pixel"}
-    if key == "image":
-        return {**spectral, "dtype": "int16", "nodata": FILL_INT16, "predictor": 2}
-    if key == "defective_pixel_mask":
-        return {**spectral, "dtype": "uint8"}
-    nodata = {"nodata": 3} if key == "quality_classes" else {}
-    return {"pixel_m": 30, "count": 1, "dtype": "uint8", **nodata}
-
-
-def _sentinel_kind(name: str, pixel_m: int) -> dict[str, Any]:
-    kind = {"pixel_m": pixel_m, "count": 1, "nodata": 0}
-    return (
-        {**kind, "dtype": "uint8"} if name == "SCL" else {**kind, "dtype": "uint16", "predictor": 2}
-    )
+def _nodata(file: File, product: Product) -> dict[str, float]:
+    """Return the nodata tag: of images the product's, of a few layers their own, else none."""
+    first = file.members[0]
+    if isinstance(first, Band):
+        return {} if product.nodata is None else {"nodata": product.nodata}
+    of_layers = {"classes": 3, "scl": 0, "qa_pixel": 1}
+    return {"nodata": of_layers[first.name]} if first.name in of_layers else {}

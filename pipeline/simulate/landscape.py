@@ -39,6 +39,21 @@ _PAIRS = (
 _DIRECTIONS = np.array([(5, 0), (0, 5), (3, 4), (4, -3)])
 
 
+#: What covers the ground, and the words by which the class of a label product is found, the
+#: most fitting first.
+COVERS = {
+    "water": ("open water", "permanent water", "water"),
+    "broadleaf": ("deciduous", "broad-leaved", "tree", "forest"),
+    "conifer": ("evergreen", "coniferous", "tree", "forest"),
+    "town": ("developed, medium", "developed/med", "discontinuous urban", "built", "developed"),
+    "maize": ("corn", "irrigated arable", "cultivated", "crop"),
+    "cereal": ("winter wheat", "irrigated arable", "cultivated", "crop"),
+    "rapeseed": ("rape", "canola", "irrigated arable", "cultivated", "crop"),
+    "grass": ("pasture", "grassland", "grass"),
+    "soil": ("fallow", "barren", "bare", "irrigated arable", "cultivated"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Landscape:
     """The unchanging ground of some pixels.
@@ -84,6 +99,22 @@ def landscape(place: Place) -> Landscape:
     for name in sorted({name for pair in _PAIRS for name in pair}):
         _put(weights, name, field & (crop == MATERIALS.index(name)), light)
     return Landscape(weights, np.where(field, arrangement, 0).astype(np.uint8), water, height)
+
+
+def covers(land: Landscape) -> npt.NDArray[np.uint8]:
+    """Return what covers each pixel: an index into `COVERS`, shape (y, x)."""
+    material = {name: land.weights[MATERIALS.index(name)] > 0 for name in MATERIALS}
+    masks = {
+        **{name: material[name] for name in ("broadleaf", "conifer", "maize", "cereal")},
+        **{name: material[name] for name in ("rapeseed", "grass")},
+        "soil": material["dry-soil"] | material["moist-soil"],
+        "town": material["roof"] | material["asphalt"],  # its gardens belong to it
+        "water": land.water,
+    }
+    cover = np.zeros(land.water.shape, np.uint8)
+    for name, where in masks.items():
+        cover[where] = list(COVERS).index(name)
+    return cover
 
 
 def _put(

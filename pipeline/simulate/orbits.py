@@ -8,16 +8,18 @@ So whether a sensor saw a pixel is decided exactly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from fnmatch import fnmatch
 from math import ceil, floor, sqrt
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
-from pipeline.products.catalogue import lattice, load_product
+from pipeline.errors import RecipeError
+from pipeline.products.catalogue import Lattice, lattice, load_product
 from pipeline.raster.zones import FALSE_NORTHING_SOUTH_M
 from pipeline.simulate.noise import Place
 
@@ -46,14 +48,16 @@ class Orbit:
     local_hour: int = 10
     """Local solar hour of the pass."""
     frame_m: int = 0
-    """EnMAP: length of a frame along the track ..."""
+    """EnMAP, Landsat, Sentinel-1: length of a frame along the track ..."""
     frame_step_m: int = 0
     """... and how far the next one begins; less, so that frames overlap."""
     square_m: int = 0
     """Sentinel-2: edge of the tiling's squares; tiles are 9.8 % larger and overlap."""
 
 
-#: The sensors as they are (Sentinel-2: two satellites, 290 km, tiles of 109.8 km; EnMAP: 30 km).
+#: The sensors as they are (Sentinel-2: two satellites, 290 km, tiles of 109.8 km; EnMAP: 30 km;
+#: Landsat: 185 km, rows of 180 km; Sentinel-1: 250 km, slices of about 170 km). Keys are patterns
+#: of product ids: the levels of one sensor are of the same passes.
 REAL = {
     "enmap-l2a": Orbit(
         product="enmap-l2a",
@@ -64,13 +68,32 @@ REAL = {
         frame_m=30_000,
         frame_step_m=29_400,
     ),
-    "sentinel-2-l2a": Orbit(
+    "sentinel-2-*": Orbit(
         product="sentinel-2-l2a",
         swath_m=290_000,
         track_m=180_000,
         cycle_days=5,
         stagger_days=2,
         square_m=100_000,
+    ),
+    "landsat-*": Orbit(
+        product="landsat-oli-sr",
+        swath_m=185_000,
+        track_m=160_000,
+        cycle_days=16,
+        stagger_days=7,
+        frame_m=180_000,
+        frame_step_m=160_000,
+    ),
+    "sentinel-1-*": Orbit(
+        product="sentinel-1-rtc",
+        swath_m=250_000,
+        track_m=180_000,
+        cycle_days=12,
+        stagger_days=5,
+        local_hour=6,
+        frame_m=170_000,
+        frame_step_m=169_000,
     ),
 }
 
@@ -85,10 +108,24 @@ SMALL = {
         frame_m=16_600,
         frame_step_m=16_000,
     ),
-    "sentinel-2-l2a": replace(
-        REAL["sentinel-2-l2a"], swath_m=58_000, track_m=56_000, cycle_days=30, square_m=20_000
+    "sentinel-2-*": replace(
+        REAL["sentinel-2-*"], swath_m=58_000, track_m=56_000, cycle_days=30, square_m=20_000
+    ),
+    "landsat-*": replace(
+        REAL["landsat-*"], swath_m=37_000, track_m=32_000, frame_m=36_000, frame_step_m=32_000
+    ),
+    "sentinel-1-*": replace(
+        REAL["sentinel-1-*"], swath_m=25_000, track_m=20_000, frame_m=17_000, frame_step_m=16_000
     ),
 }
+
+
+def orbit_of(product: str, orbits: Mapping[str, Orbit]) -> Orbit:
+    """Return the orbit of a product's sensor, or raise `RecipeError` naming what flies."""
+    for pattern, orbit in orbits.items():
+        if fnmatch(product, pattern):
+            return replace(orbit, product=product)
+    raise RecipeError(f"cannot simulate {product}; products that fly: {', '.join(orbits)}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +231,7 @@ def _passes(orbit: Orbit, track: int, start: date, end: date) -> Iterator[date]:
 def _frames(
     orbit: Orbit, zone: int, track: int, strip: tuple[int, int], day: date, area: shapely.Geometry
 ) -> Iterator[Scene]:
-    """Cut a pass into EnMAP frames, each on the upright raster about it."""
+    """Cut a pass into frames, each on the upright raster about it."""
     corners = shapely.get_coordinates(area)
     along = 2 * corners[:, 0] + 9 * corners[:, 1]
     step, length = orbit.frame_step_m * _PER_M, orbit.frame_m * _PER_M
@@ -203,19 +240,11 @@ def _frames(
         shape = _quadrangle(strip, reach)
         seconds = -reach[0] / _PER_M / _GROUND_SPEED_M_S
         when = _overpass(orbit, zone, day) + timedelta(seconds=round(seconds, 6))
-        south = shapely.centroid(shape).y < 0
-        datatake = f"{(day - _DAY_ZERO).days * 1000 + track % 1000:010d}"
-        number = -frame % 999 + 1
-        version = "01.01.02" if day < date(2023, 7, 1) else "01.04.02"
-        stamp = f"{when + timedelta(days=1, seconds=4321):%Y%m%dT%H%M%SZ}"
+        # Landsat counts northings from the equator everywhere
+        south = shapely.centroid(shape).y < 0 and not orbit.product.startswith("landsat")
         x_min_m, n_max_m, width_m, height_m = upright(shape, orbit.product, south=south)
         yield Scene(
             product=orbit.product,
-            item=f"ENMAP01-____L2A-DT{datatake}_{when:%Y%m%dT%H%M%SZ}_{number:03d}"
-            f"_V{version.replace('.', '')}_{stamp}",
-            datatake=datatake,
-            tile=f"{number:02d}",
-            baseline=version,
             track=track,
             when=when,
             zone=zone,
@@ -226,7 +255,42 @@ def _frames(
             height_m=height_m,
             across=strip,
             along=reach,
+            **_names(orbit.product, track, frame, day, when),
         )
+
+
+def _names(product: str, track: int, frame: int, day: date, when: datetime) -> dict[str, str]:
+    """Return item, datatake, tile and baseline of a frame, as its provider writes them."""
+    days = (day - _DAY_ZERO).days
+    if product.startswith("landsat"):
+        satellite = {"tm": "LT05", "etm": "LE07"}.get(product.split("-")[1], "LC08")
+        level = "L1TP" if product.endswith("-toa") else "L2SP"
+        path, row = track % 233 + 1, -frame % 248 + 1
+        return {
+            "item": f"{satellite}_{level}_{path:03d}{row:03d}_{day:%Y%m%d}_02_T1",
+            "datatake": f"{satellite}_{path:03d}_{day:%Y%m%d}",
+            "tile": f"{row:03d}",
+            "baseline": level,
+        }
+    if product.startswith("sentinel-1"):
+        orbit, take = days * 15 + track % 15, days * 97 + track % 97
+        span = f"{when:%Y%m%dT%H%M%S}_{when + timedelta(seconds=25):%Y%m%dT%H%M%S}"
+        return {
+            "item": f"S1A_IW_GRDH_1SDV_{span}_{orbit:06d}_{take:06X}",
+            "datatake": str(take),
+            "tile": str(-frame % 999 + 1),
+            "baseline": "Fast-24h",
+        }
+    datatake, number = f"{days * 1000 + track % 1000:010d}", -frame % 999 + 1
+    version = "01.01.02" if day < date(2023, 7, 1) else "01.04.02"
+    stamp = f"{when + timedelta(days=1, seconds=4321):%Y%m%dT%H%M%SZ}"
+    return {
+        "item": f"ENMAP01-____L2A-DT{datatake}_{when:%Y%m%dT%H%M%SZ}_{number:03d}"
+        f"_V{version.replace('.', '')}_{stamp}",
+        "datatake": datatake,
+        "tile": f"{number:02d}",
+        "baseline": version,
+    }
 
 
 def _tiles(
@@ -244,6 +308,7 @@ def _tiles(
     baseline = "03.01" if day < date(2022, 1, 25) else "05.09"
     satellite = "S2A" if ((day - _DAY_ZERO).days // orbit.cycle_days) % 2 else "S2B"
     number = (day - _DAY_ZERO).days * 15 + track % 15
+    level = "L1C" if orbit.product.endswith("-l1c") else "L2A"
     for column in range(floor((west - size) / square), floor(east / square) + 1):
         for row in range(floor((low - square) / square), ceil((high + size) / square) + 1):
             x_min_m = column * square // 60 * 60
@@ -253,7 +318,8 @@ def _tiles(
             stamp = f"{when + timedelta(hours=7, seconds=321):%Y%m%dT%H%M%S}"
             yield Scene(
                 product=orbit.product,
-                item=f"{satellite}_MSIL2A_{when:%Y%m%dT%H%M%S}_R{orbit_number:03d}_T{tile}_{stamp}",
+                item=f"{satellite}_MSI{level}_{when:%Y%m%dT%H%M%S}_R{orbit_number:03d}"
+                f"_T{tile}_{stamp}",
                 datatake=f"G{satellite}_{when:%Y%m%dT%H%M%S}_{number:06d}_N{baseline}",
                 tile=tile,
                 baseline=baseline,
@@ -307,7 +373,7 @@ def _quadrangle(across: tuple[int, int], along: tuple[int, int]) -> shapely.Geom
 
 def upright(shape: shapely.Geometry, product: str, *, south: bool) -> tuple[int, int, int, int]:
     """Return the raster about a shape: western and northern edge, width, height."""
-    grid = lattice(load_product(product).lattice)
+    grid = _grid(product)
     pixel = round(grid.pixel_m)
     phase_x, phase_n = grid.x_phase_m, grid.y_phase_south_m if south else grid.y_phase_north_m
     west, low, east, high = shapely.bounds(shape)
@@ -316,3 +382,8 @@ def upright(shape: shapely.Geometry, product: str, *, south: bool) -> tuple[int,
     n_min = floor((low - phase_n) / pixel) * pixel + round(phase_n)
     n_max = ceil((high - phase_n) / pixel) * pixel + round(phase_n)
     return x_min, n_max, x_max - x_min, n_max - n_min
+
+
+def _grid(product: str) -> Lattice:
+    """Return the lattice of a product; one without any gets Sentinel-2's of 10 m."""
+    return lattice(load_product(product).lattice or "s2r10")

@@ -1,8 +1,8 @@
 """Serve a simulated archive: STAC item search as the real providers do it, and files by range.
 
-One server, one sub-path per provider (`/dlr`, `/planetary-computer`, `/labels`), each with a
-landing page of its own and that provider's paging and habits; the files are below `/files`. It
-listens on the loopback interface only.
+One server, one sub-path per provider (`/dlr`, `/planetary-computer`, ...), each with a landing page
+of its own and that provider's paging and habits; the files are below `/files`. It listens on the
+loopback interface only.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +22,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pipeline.errors import RecipeError
 from pipeline.simulate.catalogue import Answer, Catalogue
-from pipeline.simulate.faults import Fault, FaultDice, Faults
+from pipeline.simulate.faults import Fault, FaultDice, Faults, corrupt_place
+from pipeline.simulate.guards import TOKENS, token, verdict
 from pipeline.simulate.ranges import Unsatisfiable, parse_ranges
 from pipeline.simulate.wishes import Refused
 
@@ -31,6 +33,19 @@ _PIECE_BYTES = 1 << 20
 _MAX_BODY_BYTES = 1 << 20
 _TYPES = {".tif": "image/tiff", ".xml": "application/xml", ".json": "application/json"}
 _LOGIN_PAGE = b"<!DOCTYPE html><html><body><form>Please log in to download.</form></body></html>"
+_EXPIRED = (
+    b"<?xml version='1.0' encoding='utf-8'?><Error><Code>AuthenticationFailed</Code><Message>"
+    b"Signature not valid in the specified time frame</Message></Error>"
+)
+_STATUS = {
+    "server-error": HTTPStatus.SERVICE_UNAVAILABLE,
+    "internal-error": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "missing": HTTPStatus.NOT_FOUND,
+    "forbidden": HTTPStatus.FORBIDDEN,
+    "throttled": HTTPStatus.TOO_MANY_REQUESTS,
+    "throttled-bare": HTTPStatus.TOO_MANY_REQUESTS,
+    "expired": HTTPStatus.FORBIDDEN,
+}
 
 
 class ArchiveServer:
@@ -41,9 +56,14 @@ class ArchiveServer:
     folder : Path
         What `pipeline.simulate.archive.make_archive` wrote.
     faults : Faults or None
-        What goes wrong with file requests; None: nothing.
+        What goes wrong with requests; None: nothing.
     port : int
         0 takes a free one.
+    guarded : bool
+        Whether DLR's files need a login and those of the Planetary Computer a signature
+        (`pipeline.simulate.guards`).
+    token_s : float
+        How long a signature holds, in seconds.
 
     Attributes
     ----------
@@ -58,11 +78,21 @@ class ArchiveServer:
         The folder holds no archive, or the port is taken.
     """
 
-    def __init__(self, folder: Path, *, faults: Faults | None = None, port: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        faults: Faults | None = None,
+        port: int = 0,
+        guarded: bool = False,
+        token_s: float = 3600,
+    ) -> None:
         self.folder = folder
-        self.dice = FaultDice(faults or Faults())
-        self._catalogue = Catalogue.read(folder)
-        self.retry_after_s = (faults or Faults()).retry_after_s
+        self.faults = faults or Faults()
+        self.dice = FaultDice(self.faults)
+        self.guarded = guarded
+        self._token_s = token_s
+        self._catalogue = Catalogue.read(folder, self.faults)
         self.requests = 0
         self._count = threading.Lock()
         try:
@@ -96,9 +126,14 @@ class ArchiveServer:
         with self._count:
             self.requests += 1
 
-    def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> Answer:
+    def answer(
+        self, method: str, path: str, query: dict[str, str], body: Any, fault: Fault | None
+    ) -> Answer:
         """Answer a catalogue request; `Refused` if it makes no sense."""
-        return self._catalogue.answer(self.url, method, path, query, body)
+        if path.startswith(f"{TOKENS}/"):
+            account, _, container = path.removeprefix(f"{TOKENS}/").partition("/")
+            return Answer(token(account, container, self._token_s))
+        return self._catalogue.answer(self.url, method, path, query, body, fault)
 
 
 class _Server(ThreadingHTTPServer):
@@ -133,18 +168,27 @@ class _Handler(BaseHTTPRequestHandler):
     def _dispatch(self, method: str) -> None:
         parts = urlsplit(self.path)
         path = unquote(parts.path).strip("/")
+        query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
         try:
             body = self._body() if method == "POST" else None
             if path.startswith("files/") and method != "POST":
-                self._file(path.removeprefix("files/"))
-                return
-            query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-            answer = self.server.archive.answer(method.replace("HEAD", "GET"), path, query, body)
+                self._file(path.removeprefix("files/"), query)
+            else:
+                self._page(method.replace("HEAD", "GET"), path, query, body)
         except Refused as refusal:
             answer = Answer({"code": refusal.status.phrase, "description": str(refusal)})
             self._send(refusal.status, answer.data(), answer.media_type)
-            return
-        self._send(HTTPStatus.OK, answer.data(), answer.media_type)
+
+    def _page(self, method: str, path: str, query: dict[str, str], body: Any) -> None:
+        """Answer a request for a catalogue's document."""
+        archive = self.server.archive
+        asked = json.dumps([method, query, body], sort_keys=True)
+        fault = self._late(archive.dice.throw_page(path, asked))
+        if fault in (None, "duplicated-page", "reordered-page"):
+            answer = archive.answer(method, path, query, body, fault)
+            self._send(HTTPStatus.OK, answer.data(), answer.media_type)
+        else:
+            self._fail(fault)
 
     def _body(self) -> Any:
         length = self.headers.get("Content-Length", "")
@@ -158,36 +202,44 @@ class _Handler(BaseHTTPRequestHandler):
 
     # --- files -------------------------------------------------------------------------------
 
-    def _file(self, relative: str) -> None:
+    def _file(self, relative: str, query: dict[str, str]) -> None:
         archive = self.server.archive
         archive.count_request()
         root = (archive.folder / "files").resolve()
         path = (root / relative).resolve()
         if not path.is_relative_to(root) or not path.is_file():
             raise Refused(HTTPStatus.NOT_FOUND, f"no file {relative}")
-        fault = archive.dice.throw(relative, self.headers.get("Range", self.command))
-        if fault is None or fault == "truncated":
-            self._send_file(path, truncated=fault == "truncated")
+        if archive.guarded and (stop := verdict(relative, query, self.headers["Authorization"])):
+            self._fail(stop)
+            return
+        fault = self._late(archive.dice.throw(relative, self.headers.get("Range", self.command)))
+        if fault in (None, "truncated", "wrong-length", "corrupt"):
+            self._send_file(path, fault)
         else:
             self._fail(fault)
 
+    def _late(self, fault: Fault | None) -> Fault | None:
+        """Wait if that is what goes wrong, and return what else does."""
+        if fault != "latency":
+            return fault
+        time.sleep(self.server.archive.faults.latency_s)
+        return None
+
     def _fail(self, fault: Fault) -> None:
-        if fault == "reset":
+        faults = self.server.archive.faults
+        if fault in ("reset", "stalled"):
+            time.sleep(faults.stall_s if fault == "stalled" else 0)
             self.close_connection = True
         elif fault == "html":
             self._send(HTTPStatus.OK, _LOGIN_PAGE, "text/html")
-        elif fault == "throttled":
-            wait = str(self.server.archive.retry_after_s)
-            self._send(HTTPStatus.TOO_MANY_REQUESTS, b"", "text/plain", {"Retry-After": wait})
+        elif fault == "expired":
+            self._send(_STATUS[fault], _EXPIRED, "application/xml")
         else:
-            status = {
-                "server-error": HTTPStatus.SERVICE_UNAVAILABLE,
-                "missing": HTTPStatus.NOT_FOUND,
-                "forbidden": HTTPStatus.FORBIDDEN,
-            }[fault]
-            self._send(status, b"", "text/plain")
+            hint = {"Retry-After": str(faults.retry_after_s)} if fault == "throttled" else {}
+            self._send(_STATUS[fault], b"", "text/plain", hint)
 
-    def _send_file(self, path: Path, *, truncated: bool) -> None:
+    def _send_file(self, path: Path, fault: Fault | None) -> None:
+        """Send what is wanted of a file, or what the fault makes of it."""
         stat = path.stat()
         tag = _entity_tag(stat.st_size, stat.st_mtime_ns)
         kind = _TYPES.get(path.suffix.lower(), "application/octet-stream")
@@ -198,17 +250,26 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes */{stat.st_size}"
             self._send(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, b"", kind, headers)
             return
+        status = HTTPStatus.OK if ranges is None else HTTPStatus.PARTIAL_CONTENT
         if ranges is None:
-            self._stream(HTTPStatus.OK, headers, kind, [(b"", 0, stat.st_size)], path, truncated)
+            parts = [(b"", 0, stat.st_size)]
         elif len(ranges) == 1:
             start, stop = ranges[0]
+            if fault == "wrong-length":
+                stop = start + max(1, (stop - start) // 2)
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{stat.st_size}"
             parts = [(b"", start, stop)]
-            self._stream(HTTPStatus.PARTIAL_CONTENT, headers, kind, parts, path, truncated)
         else:
             parts = list(_multipart(ranges, kind, stat.st_size))
             kind = f"multipart/byteranges; boundary={_BOUNDARY}"
-            self._stream(HTTPStatus.PARTIAL_CONTENT, headers, kind, parts, path, truncated)
+        length = sum(len(head) + stop - start for head, start, stop in parts)
+        self._head(status, kind, length, headers)
+        if self.command == "HEAD":
+            return
+        left = length // 2 if fault == "truncated" else length
+        self._stream(path, parts, left, corrupt_place(path) if fault == "corrupt" else None)
+        if fault == "truncated":
+            self.close_connection = True
 
     def _wanted_ranges(self, size: int, tag: str) -> list[tuple[int, int]] | None:
         """Return the ranges to send, or None for the whole file (RFC 9110, sections 13 and 14)."""
@@ -218,27 +279,22 @@ class _Handler(BaseHTTPRequestHandler):
         return parse_ranges(header, size)
 
     def _stream(
-        self,
-        status: HTTPStatus,
-        headers: dict[str, str],
-        kind: str,
-        parts: list[tuple[bytes, int, int]],
-        path: Path,
-        truncated: bool,
+        self, path: Path, parts: list[tuple[bytes, int, int]], left: int, spoilt: int | None
     ) -> None:
-        """Send pieces of a file, each after its own header bytes."""
-        length = sum(len(head) + stop - start for head, start, stop in parts)
-        self._head(status, kind, length, headers)
-        if self.command == "HEAD":
-            return
-        left = length // 2 if truncated else length
+        """Send pieces of a file, each after its own header bytes, until nothing is left to send.
+
+        `spoilt` is the offset of a byte that is changed on the way.
+        """
         with path.open("rb") as file:
             for head, start, stop in parts:
-                for piece in _pieces(file, head, start, stop):
+                self.wfile.write(head[:left])
+                left -= min(left, len(head))
+                for offset, piece in _pieces(file, start, stop):
+                    if spoilt is not None and 0 <= spoilt - offset < len(piece):
+                        at = spoilt - offset
+                        piece = piece[:at] + bytes([piece[at] ^ 0xFF]) + piece[at + 1 :]
                     self.wfile.write(piece[:left])
                     left -= min(left, len(piece))
-        if truncated:
-            self.close_connection = True
 
     # --- answers -----------------------------------------------------------------------------
 
@@ -272,13 +328,12 @@ def _multipart(
     yield f"\r\n--{_BOUNDARY}--\r\n".encode(), 0, 0
 
 
-def _pieces(file: Any, head: bytes, start: int, stop: int) -> Iterator[bytes]:
-    if head:
-        yield head
+def _pieces(file: Any, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """Yield a part of a file in pieces, each with its offset."""
     file.seek(start)
     while start < stop:
         piece = file.read(min(_PIECE_BYTES, stop - start))
         if not piece:
             return
+        yield start, piece
         start += len(piece)
-        yield piece

@@ -24,8 +24,7 @@ from pipeline.raster.masks import decode, native_dtype, pack
 from pipeline.raster.statistics import moments
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import LedgerRow, Location, Scene
-from pipeline.simulate.ground import pixel_centres, reflectance, view
-from pipeline.simulate.landscape import landscape
+from pipeline.simulate.ground import STEP, kind_of, pixel_centres, reflectance, view
 from pipeline.simulate.noise import Place
 from pipeline.simulate.plans import (
     PLAN,
@@ -47,7 +46,6 @@ from pipeline.store.shard import ArraySpec, Encoded, ShardWriter, encode_patch, 
 from pipeline.store.tables import append, from_rows
 
 _THREADS = 2
-_KNOWN = {"enmap-l2a", "sentinel-2-l2a", "simulated-labels"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +88,11 @@ def write_shards(
     """
     if next(iter(store.list()), None) is not None:
         raise RecipeError(f"{store.url} is not empty; simulated shards need a new root.")
-    unknown = set(loaded.products) - _KNOWN
-    if unknown:
+    warped = sorted(key for key, facts in loaded.products.items() if facts.lattice is None)
+    if warped:
         raise RecipeError(
-            f"recipe {loaded.name}: cannot simulate {', '.join(sorted(unknown))}; products that "
-            f"can be: {', '.join(sorted(_KNOWN))}."
+            f"recipe {loaded.name}: cannot simulate shards of {', '.join(warped)}, which lie on no "
+            "lattice; `terrashard simulate` without `--shards` makes their files."
         )
     layout.claim(store, loaded)
     cells = block_of_cells(loaded, locations)
@@ -195,6 +193,7 @@ def _spec(loaded: LoadedRecipe, key: str, samples: int, times: int) -> ArraySpec
         wavelength_nm=tuple(facts.band(name).wavelength_nm for name in bands),
         pixel_m=loaded.pixel_m(key),
         native_dtype=native_dtype(facts).name if facts.mask_layers else None,
+        codec=loaded.recipe.shards.codec,
         compression_level=loaded.recipe.shards.compression_level,
     )
 
@@ -259,11 +258,13 @@ def stored_values(
     product: Product, bands: tuple[str, ...], place: Place, when: datetime
 ) -> npt.NDArray[Any]:
     """Return what a data set stores of a product where everything was seen, shape (band, y, x)."""
+    values = reflectance(product, bands, place, when).astype(np.float64)
+    for layer, name in zip(values, bands, strict=True):
+        layer *= STEP[kind_of(product, product.band(name))]
+    if product.calibration is None:  # else physical values are stored
+        values = (values - product.offset) / product.scale
     dtype = np.dtype(product.stored_dtype)
-    if product.kind == "labels":
-        ground = landscape(pixel_centres(place, product, product.bands[0].pixel_m))
-        return ground.arrangement[None].astype(dtype)
-    return reflectance(product, bands, place, when).astype(dtype)
+    return values.astype(dtype) if dtype.kind == "f" else np.rint(values).astype(dtype)
 
 
 def _masks(
@@ -281,7 +282,7 @@ def _corner(product: Product, pixel_m: float, cell: Location) -> tuple[float, fl
 
     Halves go east and south (`floor(x + 1/2)` of the pixel position), as everywhere.
     """
-    grid = lattice(product.lattice)
+    grid = lattice(product.lattice or "")
     x_px = floor((cell.x_min_m - grid.x_phase_m) / pixel_m + 0.5)
     y_px = -floor(-(cell.y_max_m - grid.y_phase_north_m) / pixel_m + 0.5)
     return grid.x_phase_m + x_px * pixel_m, grid.y_phase_north_m + y_px * pixel_m

@@ -1,4 +1,4 @@
-"""Spectra of a few materials, from simple physical shapes, as they change with the seasons.
+"""What a few materials look like: spectra from simple physical shapes, temperatures, radar echoes.
 
 Nothing here is measured. The shapes are what a textbook draws (green peak, red edge, water
 absorption near 970, 1200, 1450 and 1940 nm, clay at 2200 nm, snow dark in the short-wave infrared):
@@ -82,6 +82,51 @@ def _table(
         value = _shape(name, centre, day) / 2 + sides / 4
         columns.append(np.rint(value * SCALE))
     return np.stack(columns, axis=1).astype(np.int32)
+
+
+#: How warm materials are against the air of the day, in hundredths of a kelvin.
+_WARMTH = {"dry-soil": 900, "asphalt": 1100, "roof": 1000, "moist-soil": 300, "water": -300}
+_WARMTH |= {"silt": -200, "snow": -800, "cirrus": -5000, "cloud": -3500, "conifer": -100}
+#: Power that comes back to a radar at 5.4 GHz, in 10,000ths: like and cross polarised.
+_ECHOES = {
+    "water": (60, 6),
+    "silt": (70, 7),
+    "roof": (4000, 700),
+    "asphalt": (250, 25),
+    "broadleaf": (1300, 420),
+    "conifer": (1500, 480),
+    "snow": (450, 60),
+    "dry-soil": (600, 60),
+    "moist-soil": (1500, 130),
+}
+_CROP_ECHO = (900, 220)
+
+
+def temperatures(when: datetime, *, south: bool) -> npt.NDArray[np.int32]:
+    """Return how warm each material of `MATERIALS` is on a day, in hundredths of a kelvin."""
+    day = (when.timetuple().tm_yday + (182 if south else 0)) % 365
+    air = 28_600 - round(1100 * float(np.cos(2 * np.pi * (day - 20) / 365)))
+    return np.array([air + _WARMTH.get(name, 0) for name in MATERIALS], np.int32)
+
+
+def echoes(*, crossed: bool) -> npt.NDArray[np.int32]:
+    """Return the power that each material of `MATERIALS` sends back, in 10,000ths; no season."""
+    return np.array([_ECHOES.get(name, _CROP_ECHO)[crossed] for name in MATERIALS], np.int32)
+
+
+def through_air(wavelength_nm: npt.NDArray[np.float64]) -> tuple[Floats, npt.NDArray[np.int32]]:
+    """Return what air lets through, 0 to 1, and what it adds, as stored integers.
+
+    Light scattered by air falls with the fourth power of the wavelength; vapour takes nearly all
+    light near 1380 nm, where only what is high up is seen.
+    """
+    taken = 0.3 * _bump(wavelength_nm, 945, 25) + 0.997 * _bump(wavelength_nm, 1376, 30)
+    added = 0.09 * (443 / wavelength_nm) ** 4
+    return 0.92 * (1 - taken), np.rint(added * SCALE).astype(np.int32)
+
+
+#: Materials above the air that vapour is in.
+ABOVE_AIR = ("cirrus", "cloud")
 
 
 def greenness(crop: str, day: int) -> float:

@@ -14,7 +14,7 @@ from pipeline.errors import GiveUp, TryAgain
 from pipeline.ports import Stat
 from pipeline.sources.providers import Provider
 from pipeline.sources.remote import Answer, named
-from pipeline.sources.signing import required_credentials
+from pipeline.sources.signing import aws_credentials, required_credentials
 
 
 class BucketDoor:
@@ -52,12 +52,15 @@ class BucketDoor:
 
     def _open(self, bucket: str) -> S3Store:
         provider = self._provider
-        options: dict[str, Any] = {"region": provider.s3_region or "us-east-1"}
+        region = provider.s3_regions.get(bucket, provider.s3_region or "us-east-1")
+        options: dict[str, Any] = {"region": region}
         if provider.s3_endpoint:
             options["endpoint"] = provider.s3_endpoint
         if provider.auth == "s3-keys":
             key, secret = required_credentials(provider)
             options |= {"access_key_id": key, "secret_access_key": secret}
+        elif bucket in provider.requester_pays:
+            options |= {**aws_credentials(provider, bucket), "request_payer": True}
         else:
             options["skip_signature"] = True
         plain = (provider.s3_endpoint or "").startswith("http://")

@@ -46,7 +46,9 @@ _WHOLE = re.compile(r"bytes \*/([0-9]{1,18})")
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-def open_source(provider: Provider, *, share: float = 1.0, attempts: int = 5) -> ByteSource:
+def open_source(
+    provider: Provider, *, share: float = 1.0, attempts: int = 5, run: str = ""
+) -> ByteSource:
     """Return what reads a provider's files, wherever they are.
 
     Parameters
@@ -57,6 +59,8 @@ def open_source(provider: Provider, *, share: float = 1.0, attempts: int = 5) ->
         This worker's part of the provider's limits, 0 to 1.
     attempts : int
         How often a request is made before its failure counts.
+    run : str
+        Of all workers of a run the same: those on one machine keep the limits together.
     """
     if provider.on_disk:
         return DiskSource(provider)
@@ -66,6 +70,7 @@ def open_source(provider: Provider, *, share: float = 1.0, attempts: int = 5) ->
         concurrency=provider.concurrency,
         share=share,
         attempts=attempts,
+        run=run,
     )
     doors: dict[str, Door] = {}
     for scheme in provider.schemes:
@@ -93,7 +98,7 @@ class HttpDoor:
     def fetch(self, href: str, start: int, stop: int) -> Answer:
         """Make one request for the bytes [start, stop), redirects included."""
         headers = {"Range": f"bytes={start}-{stop - 1}"}
-        with _explained(href), self._follow(href, headers) as response:
+        with explained(href), self._follow(href, headers) as response:
             if response.status_code == 416:
                 return _empty(href, response)
             _refuse_status(href, response)
@@ -126,9 +131,9 @@ class HttpDoor:
             f"{named(href)} was redirected {_MOST_REDIRECTS} times and more.", failure="refused"
         )
 
-    def _get_token(self, url: str) -> httpx.Response:
-        with _explained(url):
-            response = self._client.get(url)
+    def _get_token(self, url: str, headers: dict[str, str]) -> httpx.Response:
+        with explained(url):
+            response = self._client.get(url, headers=headers)
         _refuse_status(url, response)
         return response
 
@@ -248,18 +253,18 @@ def _refuse_status(href: str, response: httpx.Response) -> None:
         raise TryAgain(
             f"{named(href)}: throttled (status {status}).",
             failure="throttled",
-            retry_after_s=_retry_after_s(response),
+            retry_after_s=retry_after_s(response),
         )
     if status >= 500:
         raise TryAgain(
             f"{named(href)}: the server failed (status {status}).",
             failure="server-error",
-            retry_after_s=_retry_after_s(response),
+            retry_after_s=retry_after_s(response),
         )
     raise GiveUp(f"{named(href)} may not be read (status {status}).", failure="forbidden")
 
 
-def _retry_after_s(response: httpx.Response) -> float | None:
+def retry_after_s(response: httpx.Response) -> float | None:
     """Return the pause that a server asks for: seconds, or a date."""
     text = response.headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
@@ -273,7 +278,7 @@ def _retry_after_s(response: httpx.Response) -> float | None:
 
 
 @contextmanager
-def _explained(href: str) -> Iterator[None]:
+def explained(href: str) -> Iterator[None]:
     """Turn httpx's failures into ours; their own texts may hold addresses with signatures."""
     try:
         yield

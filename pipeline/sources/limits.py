@@ -6,10 +6,11 @@ import os
 import random
 import time
 from collections.abc import Callable
-from threading import BoundedSemaphore, Lock
+from threading import Lock
 from typing import TypeVar
 
 from pipeline.errors import GiveUp, TryAgain
+from pipeline.sources.lease import lease
 
 Result = TypeVar("Result")
 
@@ -28,37 +29,46 @@ _OF_THE_PROVIDER = frozenset({"server-error", "connection", "timeout"})
 
 
 class Limits:
-    """The share of a provider's limits that one worker has; safe to use from several threads.
+    """A provider's limits as one worker keeps them; safe to use from several threads.
 
     Parameters
     ----------
     name : str
-        The provider, for messages.
+        The provider.
     requests_per_s, concurrency : float, int
         For the whole run.
     share : float
         This worker's part of them, 0 to 1.
     attempts : int
         How often a request is made before its failure counts.
+    run : str
+        Of all workers of a run the same: those on one machine keep the limits together, and a
+        pause that a server asks one of them for holds for all. Empty: this worker has its share.
     """
 
     def __init__(
-        self, name: str, *, requests_per_s: float, concurrency: int, share: float, attempts: int
+        self,
+        name: str,
+        *,
+        requests_per_s: float,
+        concurrency: int,
+        share: float,
+        attempts: int,
+        run: str = "",
     ) -> None:
-        self.concurrency = max(1, int(concurrency * share))
         self.requests = 0
         self._name = name
-        self._rate = requests_per_s * share
+        self._rate = requests_per_s
         self._attempts = attempts
-        self._places = BoundedSemaphore(self.concurrency)
+        self._lease = lease(run, name, share=share, concurrency=concurrency)
         self._lock = Lock()
-        self._tokens = max(1.0, self._rate)
-        self._filled_at = time.monotonic()
-        self._quiet_until = 0.0
-        self._failures = 0
-        self._down_until = 0.0
         # Not for anything stored: only so that no two workers pause for the same time.
         self._random = random.Random(f"{name}/{os.getpid()}")
+
+    @property
+    def concurrency(self) -> int:
+        """Requests that this worker may have in flight, at most."""
+        return self._lease.places
 
     def call(self, request: Callable[[], Result]) -> Result:
         """Make a request, again if it fails in passing, at the pace that is allowed.
@@ -75,7 +85,7 @@ class Limits:
             self._stop_if_down()
             self._take_turn()
             try:
-                with self._places:
+                with self._lease.place():
                     result = request()
             except TryAgain as error:
                 self._failed(error)
@@ -84,8 +94,8 @@ class Limits:
                     raise _final(error, attempt) from error
                 time.sleep(max(asked, self._pause(attempt)))
             else:
-                with self._lock:
-                    self._failures = 0
+                with self._lease.pace() as pace:
+                    pace.failures = 0
                 return result
         raise ValueError(f"attempts must be at least 1, not {self._attempts}.")
 
@@ -96,36 +106,39 @@ class Limits:
     def _take_turn(self) -> None:
         """Wait until a request may be made: a bucket that holds one second's requests."""
         while True:
-            with self._lock:
+            rate = self._rate * self._lease.part
+            with self._lease.pace() as pace:
                 now = time.monotonic()
-                full = max(1.0, self._rate)
-                self._tokens = min(full, self._tokens + (now - self._filled_at) * self._rate)
-                self._filled_at = now
-                wait = self._quiet_until - now
-                if wait <= 0 and self._tokens >= 1:
-                    self._tokens -= 1
-                    self.requests += 1
-                    return
-                wait = max(wait, (1 - self._tokens) / self._rate)
+                full = max(1.0, rate)
+                pace.tokens = min(full, pace.tokens + (now - pace.filled_at) * rate)
+                pace.filled_at = now
+                wait = pace.quiet_until - now
+                if wait <= 0 and pace.tokens >= 1:
+                    pace.tokens -= 1
+                    break
+                wait = max(wait, (1 - pace.tokens) / rate)
             time.sleep(wait)
+        with self._lock:
+            self.requests += 1
 
     def _failed(self, error: TryAgain) -> None:
-        with self._lock:
+        with self._lease.pace() as pace:
             now = time.monotonic()
             if error.retry_after_s and error.retry_after_s <= LONGEST_PAUSE_S:
                 # The server asked for quiet: that is meant for all threads.
-                self._quiet_until = max(self._quiet_until, now + error.retry_after_s)
+                pace.quiet_until = max(pace.quiet_until, now + error.retry_after_s)
             if error.failure in _OF_THE_PROVIDER:
-                self._failures += 1
-                if self._failures >= FAILURES_IN_A_ROW:
-                    self._down_until = now + DOWN_S
+                pace.failures += 1
+                if pace.failures >= FAILURES_IN_A_ROW:
+                    pace.down_until = now + DOWN_S
 
     def _stop_if_down(self) -> None:
-        left = self._down_until - time.monotonic()
+        with self._lease.pace() as pace:
+            left, failures = pace.down_until - time.monotonic(), int(pace.failures)
         if left > 0:
             raise TryAgain(
-                f"provider {self._name} counts as down after {self._failures} failed requests in a "
-                "row; nothing is asked of it for a while.",
+                f"provider {self._name} counts as down after {failures} failed requests in a row; "
+                "nothing is asked of it for a while.",
                 failure="circuit-open",
                 retry_after_s=left,
             )

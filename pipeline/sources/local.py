@@ -9,14 +9,20 @@ from typing import Any
 from pipeline.errors import RecipeError
 from pipeline.products.catalogue import Product
 from pipeline.sources.local_enmap import enmap_items
-from pipeline.sources.local_geotiff import geotiff_items
+from pipeline.sources.local_geotiff import ON_ANY_GRID, geotiff_items
+from pipeline.sources.local_landsat import landsat_items
 from pipeline.sources.local_safe import safe_items
+from pipeline.sources.local_sentinel1 import sentinel1_items
 
 #: Kind of folder, as a product file names it, to what reads it.
 _KINDS: dict[str, Callable[[Path, str], Iterator[dict[str, Any]]]] = {
     "enmap-folder": enmap_items,
     "safe": safe_items,
+    "safe-l1c": safe_items,
+    "safe-s1": sentinel1_items,
+    "landsat-folder": landsat_items,
     "geotiff": geotiff_items,
+    ON_ANY_GRID: geotiff_items,
 }
 
 

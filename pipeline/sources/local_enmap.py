@@ -1,4 +1,7 @@
-"""EnMAP L2A product folders as users have them on disk, and patches cut from them.
+"""EnMAP product folders as users have them on disk, and patches cut from them.
+
+Scenes of level 2A become items. Those of level 1B (in the sensor's own geometry) and 1C (radiance)
+lie in the same archives: they are named and listed, and not taken for what they are not.
 
 A scene is a `*-SPECTRAL_IMAGE*.TIF` with the quality layers beside it. The METADATA.XML tells
 footprint, clouds, sun and band table; without it (HySpecNet-11k patches) time, datatake, tile and
@@ -23,10 +26,15 @@ from pipeline.sources.local_grid import Unreadable, asset_of, grid_of, make_item
 #: ENMAP01-____L2A-DT0000004950_20221103T162438Z_001_V010110_20221118T145147Z, and for a patch of
 #: HySpecNet-11k -Y01460273_X03110438 (rows and columns of the scene) after it.
 _NAME = re.compile(
-    r"ENMAP\d\d-____L2A-DT(?P<datatake>\d{10})_(?P<start>\d{8}T\d{6})Z_(?P<tile>\d{3})"
+    r"ENMAP\d\d-____(?P<level>L1B|L1C|L2A)-DT(?P<datatake>\d{10})_(?P<start>\d{8}T\d{6})Z_(?P<tile>\d{3})"
     r"_V(?P<version>\d{6})_\d{8}T\d{6}Z(?P<patch>(-[A-Za-z0-9_]+)?)"
 )
-_IMAGE = re.compile(r"(?P<stem>.+)-SPECTRAL_IMAGE(_COG)?\.TIFF?", re.IGNORECASE)
+#: Level 1B has an image for each of the two detectors; the first stands for both.
+_IMAGE = re.compile(r"(?P<stem>.+)-SPECTRAL_IMAGE(_VNIR|_COG)?\.TIFF?", re.IGNORECASE)
+_OTHER_LEVELS = {
+    "L1B": "is level 1B, not geocoded: its pixels lie in the sensor's geometry; take level 2A",
+    "L1C": "is level 1C, radiance at the sensor; take level 2A",
+}
 #: DLR's asset key to the part of the file name.
 _LAYERS = {
     "image": "SPECTRAL_IMAGE",
@@ -74,7 +82,9 @@ def enmap_items(path: Path, collection: str) -> Iterator[dict[str, Any]]:
 def _item(image: Path, stem: str, collection: str) -> dict[str, Any]:
     name = _NAME.fullmatch(stem)
     if name is None:
-        raise Unreadable(f"{image.name} is not named like an EnMAP L2A product")
+        raise Unreadable(f"{image.name} is not named like an EnMAP product")
+    if name["level"] in _OTHER_LEVELS:
+        raise Unreadable(f"{stem} {_OTHER_LEVELS[name['level']]}")
     grid = grid_of(image)
     start = datetime.strptime(name["start"], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
     metadata = _metadata(image.parent, stem)

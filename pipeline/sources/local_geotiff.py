@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.sources.local_grid import Unreadable, asset_of, grid_of, make_item, problem_item
+from pipeline.sources.local_grid import (
+    Unreadable,
+    asset_of,
+    grid_of,
+    make_item,
+    outline_of,
+    problem_item,
+)
+
+#: Kind of folder whose files are warped onto cells: their grid need not be one of ours.
+ON_ANY_GRID = "geotiff-on-any-grid"
 
 _SUFFIXES = (".tif", ".tiff")
 
@@ -22,9 +32,10 @@ def geotiff_items(path: Path, collection: str) -> Iterator[dict[str, Any]]:
         if file.suffix.lower() not in _SUFFIXES or not file.is_file():
             continue
         try:
-            grid = grid_of(file)
+            grid = None if collection == ON_ANY_GRID else grid_of(file)
+            outline = outline_of(file) if grid is None else grid.outline()
         except Unreadable as problem:
             yield problem_item(file.stem, collection, problem)
             continue
         assets = {"image": asset_of(file, "image/tiff; application=geotiff", grid)}
-        yield make_item(file.stem, collection, grid.outline(), {}, assets)
+        yield make_item(file.stem, collection, outline, {}, assets)

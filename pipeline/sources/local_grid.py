@@ -8,9 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rasterio
 import shapely
 from pyproj import Transformer
+from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioError
 
 #: Nothing beside the file is looked at: no .aux.xml, no .ovr, no listing of the folder.
@@ -72,6 +74,26 @@ def grid_of(path: Path) -> RasterGrid:
     if step.b or step.d or step.a <= 0 or step.e != -step.a:
         raise Unreadable(f"the pixels of {path.name} are not square and north up")
     return RasterGrid(epsg, step.c, step.f, step.a, rows, columns)
+
+
+def outline_of(path: Path) -> shapely.Geometry:
+    """Return the outer edge of a GeoTIFF on whatever grid, in longitude and latitude."""
+    try:
+        with rasterio.Env(**_ALONE), rasterio.open(path, driver="GTiff") as raster:
+            crs, step = raster.crs, raster.transform
+            rows, columns = raster.shape
+    except RasterioError as error:
+        raise Unreadable(f"{path.name} is no GeoTIFF that can be opened: {error}") from error
+    if crs is None or step.is_identity:
+        raise Unreadable(f"{path.name} does not say where its pixels are")
+    edge = shapely.segmentize(shapely.box(0, 0, columns, rows), max(rows, columns) / _PIECES)
+    col, row = shapely.get_coordinates(edge).T
+    x, y = step.a * col + step.b * row + step.c, step.d * col + step.e * row + step.f
+    try:
+        to_lonlat = Transformer.from_crs(crs.to_wkt(), "OGC:CRS84", always_xy=True)
+    except ProjError as error:
+        raise Unreadable(f"the CRS of {path.name} cannot be used: {error}") from error
+    return shapely.Polygon(np.stack(to_lonlat.transform(x, y), axis=1))
 
 
 def asset_of(path: Path, kind: str, grid: RasterGrid | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sentinel-2 L2A products as users have them on disk: SAFE folders.
+"""Sentinel-2 products of level 1C and 2A as users have them on disk: SAFE folders.
 
 The two metadata files tell everything but one thing: which images are there. Manifest and
 metadata list files that a cut-down copy does not have, so the folders are looked at.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,45 @@ import shapely
 
 from pipeline.sources.local_grid import RasterGrid, Unreadable, asset_of, make_item, problem_item
 
-#: T29UNU_20221005T115411_B02_60m.jp2; images in a folder IMG_DATA/R60m.
-_IMAGE = re.compile(r".+_(?P<key>(B\d\d|B8A|SCL)_(?P<pixel>10|20|60)m)\.jp2")
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """What tells the levels apart."""
+
+    metadata: str
+    """Name of the product's metadata."""
+    offset: str
+    """Tag of the offset of each band."""
+    files: tuple[tuple[str, re.Pattern[str]], ...]
+    """Where images and masks lie in a granule, and what their names tell: `key`, maybe `pixel`."""
+
+
+_LEVELS = {
+    # T29UNU_20221005T115411_B02_60m.jp2; images in a folder IMG_DATA/R60m
+    "safe": _Level(
+        "MTD_MSIL2A.xml",
+        "BOA_ADD_OFFSET",
+        (
+            (
+                "IMG_DATA/R*m/*.jp2",
+                re.compile(r".+_(?P<key>(B\d\d|B8A|SCL)_(?P<pixel>10|20|60)m)\.jp2"),
+            ),
+        ),
+    ),
+    # T29UNU_20221005T115411_B02.jp2; the cloud mask is an image from baseline 04.00 on
+    "safe-l1c": _Level(
+        "MTD_MSIL1C.xml",
+        "RADIO_ADD_OFFSET",
+        (
+            ("IMG_DATA/*.jp2", re.compile(r".+_(?P<key>B\d\d|B8A)\.jp2")),
+            ("QI_DATA/*.jp2", re.compile(r"(?P<key>MSK_CLASSI_B00)\.jp2")),
+        ),
+    ),
+}
+#: Pixels of level 1C, whose file names do not tell; all other bands and the mask have 60 m.
+_PIXEL_M = dict.fromkeys(("B02", "B03", "B04", "B08"), 10) | dict.fromkeys(
+    ("B05", "B06", "B07", "B8A", "B11", "B12"), 20
+)
 #: S2A_OPER_MSI_L2A_TL_ATOS_20221005T164454_A038058_T29UNU_N04.00
 _TILE = re.compile(r"_T(\d{2}[A-Z]{3})_")
 #: Metadata files are some 60 kB and 500 kB.
@@ -27,8 +65,12 @@ _PIXELS_M = (10, 20, 60)
 
 
 def safe_items(path: Path, collection: str) -> Iterator[dict[str, Any]]:
-    """Yield an item for each granule of each SAFE folder at or below a path, by name."""
-    for metadata in sorted(path.rglob("MTD_MSIL2A.xml")):
+    """Yield an item for each granule of each SAFE folder at or below a path, by name.
+
+    The kind of folder tells the level: `safe` is 2A, `safe-l1c` is 1C.
+    """
+    level = _LEVELS[collection]
+    for metadata in sorted(path.rglob(level.metadata)):
         folder = metadata.parent
         try:
             product = _parse(metadata)
@@ -44,12 +86,13 @@ def safe_items(path: Path, collection: str) -> Iterator[dict[str, Any]]:
 def _item(
     folder: Path, product: ET.Element, granule: Path, collection: str, *, alone: bool
 ) -> dict[str, Any]:
-    tile = _parse(granule)
+    tile, level = _parse(granule), _LEVELS[collection]
     grids = _grids(tile)
     files = {
-        match["key"]: (file, int(match["pixel"]))
-        for file in sorted(granule.parent.glob("IMG_DATA/R*m/*.jp2"))
-        if (match := _IMAGE.fullmatch(file.name))
+        match["key"]: (file, int(match.groupdict().get("pixel") or _PIXEL_M.get(match["key"], 60)))
+        for where, named in level.files
+        for file in sorted(granule.parent.glob(where))
+        if (match := named.fullmatch(file.name))
     }
     if not files:
         raise Unreadable(f"{folder.name} has no images below IMG_DATA")
@@ -69,7 +112,7 @@ def _item(
         "s2:processing_baseline": _text(product, "PROCESSING_BASELINE"),
         "eo:cloud_cover": product.findtext(".//Cloud_Coverage_Assessment"),
         "view:sun_elevation": 90 - _number(tile, "Mean_Sun_Angle/ZENITH_ANGLE"),
-        "terrashard:offset_add": _offset(product),
+        "terrashard:offset_add": _offset(product, level.offset),
     }
     stem = folder.name.removesuffix(".SAFE")
     name = stem if alone else f"{stem}-{identity[1]}"
@@ -123,14 +166,14 @@ def _grids(tile: ET.Element) -> dict[int, RasterGrid]:
     return grids
 
 
-def _offset(product: ET.Element) -> int:
-    """Return BOA_ADD_OFFSET, the same for all bands; 0 for products from before it existed."""
-    found = {element.text for element in product.iter("BOA_ADD_OFFSET")}
+def _offset(product: ET.Element, tag: str) -> int:
+    """Return the offset, the same for all bands; 0 for products from before it existed."""
+    found = {element.text for element in product.iter(tag)}
     if not found:
         return 0
     if len(found) > 1:
-        raise Unreadable(f"BOA_ADD_OFFSET differs between bands: {sorted(map(str, found))}")
-    return round(_number(product, "BOA_ADD_OFFSET"))
+        raise Unreadable(f"{tag} differs between bands: {sorted(map(str, found))}")
+    return round(_number(product, tag))
 
 
 def _footprint(product: ET.Element, grid: RasterGrid) -> shapely.Geometry:

@@ -18,10 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.errors import GiveUp, RecipeError
 from pipeline.products.catalogue import explain
+from pipeline.recipe import LoadedRecipe
 
-Scheme = Literal["https", "http", "s3"]
+Scheme = Literal["https", "http", "s3", "ee"]
 
-_DEFAULT_PORTS: dict[str, int | None] = {"https": 443, "http": 80, "s3": None}
+_DEFAULT_PORTS: dict[str, int | None] = {"https": 443, "http": 80, "s3": None, "ee": None}
 
 
 class Provider(BaseModel):
@@ -31,29 +32,40 @@ class Provider(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     title: str
-    kind: Literal["stac-api", "static", "local"]
-    """Item-search API, static STAC catalogue, or product folders on this machine."""
+    kind: Literal["stac-api", "static", "stac-geoparquet", "local", "earth-engine"]
+    """Item-search API, static STAC catalogue, product folders on this machine, or Earth Engine,
+    which serves pixels and no files."""
     url: str | None = None
     """Root of the API or catalogue; None: the recipe must name one (or, for `local`, a folder)."""
     hosts: tuple[str, ...] = ()
-    """Hosts (for s3: buckets) that files may be read from, `*` matches; `host:port` patterns match
-    any port they say, others the scheme's own port only."""
+    """Hosts (for s3: buckets, which have no dot) that files may be read from, `*` matches;
+    `host:port` patterns match any port they say, others the scheme's own port only."""
     schemes: tuple[Scheme, ...] = ("https",)
     """How files may be read."""
     sign: Literal["planetary-computer"] | None = None
     """How an address is signed at the moment of reading."""
-    auth: Literal["basic", "s3-keys"] | None = None
+    auth: Literal["basic", "s3-keys", "aws"] | None = None
     """`basic`: HTTP Basic; `s3-keys`: key id and secret. Both from `credentials`, or for `basic`
-    from netrc; they go to this provider's hosts only."""
+    from netrc; they go to this provider's hosts only. `aws`: the usual AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, which pay for buckets in `requester_pays`."""
     s3_endpoint: str | None = None
     """Of an S3 service that is not AWS."""
     s3_region: str | None = None
+    s3_regions: dict[str, str] = {}
+    """Bucket to its region, where that is not `s3_region`."""
+    requester_pays: tuple[str, ...] = ()
+    """Buckets whose reader pays for the traffic; no other bucket is read at anybody's cost."""
+    alternate: str | None = None
+    """Which of an asset's alternate addresses is read in place of its own (STAC extension
+    `alternate-assets`), where it has that one."""
     requests_per_s: float = Field(default=50, gt=0)
     """For the whole run, shared by its workers."""
     concurrency: int = Field(default=32, ge=1)
     """Requests in flight, for the whole run."""
     page_size: int = Field(default=100, ge=1)
     """Items asked for at once."""
+    page_sizes: dict[str, int] = {}
+    """Collection to another `page_size`."""
     timeout_s: float = Field(default=60, gt=0)
     """Longest wait for an answer to one request."""
     gzip: bool = True
@@ -66,6 +78,10 @@ class Provider(BaseModel):
             raise ValueError("`http` is for hosts on loopback only; use `https`")
         return self
 
+    def __hash__(self) -> int:
+        """Doors are kept by provider, and pydantic cannot hash the tables in it."""
+        return hash((self.name, self.url))
+
     @property
     def credentials(self) -> tuple[str, str]:
         """Names of the environment variables that hold user and password."""
@@ -74,8 +90,10 @@ class Provider(BaseModel):
 
     @property
     def on_disk(self) -> bool:
-        """Whether its files are on this machine: `local`, or a static catalogue in a folder."""
-        return self.kind == "local" or (self.url is not None and self.url.startswith("/"))
+        """Whether its files are on this machine: `local`, or a catalogue of one's own in a folder
+        (scenes of another provider that a file here lists stay where they are)."""
+        own = self.url is not None and self.url.startswith("/") and not self.hosts
+        return self.kind == "local" or own
 
 
 @cache
@@ -91,6 +109,20 @@ def providers() -> dict[str, Provider]:
         raise RecipeError(explain(error, "providers.toml")) from error
 
 
+def provider_of(loaded: LoadedRecipe, product: str, name: str) -> Provider:
+    """Return one of the providers of a recipe's product, with the recipe's `url` for it.
+
+    Raises
+    ------
+    RecipeError
+        See `load_provider`.
+    """
+    url = loaded.wishes[product].url_of(name)
+    if url is not None and "://" not in url:
+        url = str(loaded.path(url))
+    return load_provider(name, url=url)
+
+
 def load_provider(name: str, *, url: str | None = None) -> Provider:
     """Return a provider, with another URL if the recipe gives one.
 
@@ -99,15 +131,16 @@ def load_provider(name: str, *, url: str | None = None) -> Provider:
     name : str
         Entry of providers.toml.
     url : str or None
-        STAC API or static catalogue to use instead of the entry's own. A provider of the user's
-        own (`stac`, `static`) may then be read from that URL's host, or from the folder that holds
-        the catalogue; a known provider keeps its list of hosts.
+        STAC API, static catalogue or stac-geoparquet file (`*.parquet`, or a folder of them) to
+        use instead of the entry's own. A provider of the user's own (`stac`, `static`) may then be
+        read from that URL's host, or from the folder that holds the catalogue; a known provider
+        keeps its list of hosts.
 
     Raises
     ------
     RecipeError
         No such provider; a URL is missing; or it is neither https, nor http on loopback, nor (for
-        `static`) an absolute path.
+        `static` and stac-geoparquet) a path that exists.
     """
     known = providers()
     if name not in known:
@@ -124,11 +157,13 @@ def load_provider(name: str, *, url: str | None = None) -> Provider:
 
 def _elsewhere(provider: Provider, url: str) -> dict[str, object]:
     """Return the fields that change when a provider is used at another URL."""
-    if provider.kind == "static" and "://" not in url:
+    bulk: dict[str, object] = {"kind": "stac-geoparquet"} if is_bulk(url) else {}
+    if "://" not in url and (provider.kind == "static" or bulk):
         path = Path(url).resolve()
-        if not path.is_file():
-            raise RecipeError(f"the static catalogue {path} does not exist.")
-        return {"url": str(path), "schemes": (), "hosts": ()}
+        if not path.exists() or (not bulk and not path.is_file()):
+            raise RecipeError(f"the catalogue {path} of provider {provider.name!r} does not exist.")
+        here = {"url": str(path), **bulk}
+        return here if bulk and provider.hosts else {**here, "schemes": (), "hosts": ()}
     parts = _split(url)
     loopback = parts.hostname in ("127.0.0.1", "localhost")
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and loopback)):
@@ -136,8 +171,15 @@ def _elsewhere(provider: Provider, url: str) -> dict[str, object]:
             f"`url` {url!r} of provider {provider.name!r} must be https, or http on 127.0.0.1."
         )
     if provider.hosts:
-        return {"url": url}
-    return {"url": url, "schemes": (parts.scheme,), "hosts": (parts.netloc.rpartition("@")[2],)}
+        return {"url": url, **bulk}
+    host = parts.netloc.rpartition("@")[2]
+    return {"url": url, "schemes": (parts.scheme,), "hosts": (host,), **bulk}
+
+
+def is_bulk(url: str) -> bool:
+    """Whether a URL or path is that of stac-geoparquet: a file, or a folder of such files."""
+    path = _split(url).path
+    return path.endswith(".parquet") or ("://" not in url and any(Path(url).glob("*.parquet")))
 
 
 def check_href(provider: Provider, href: str) -> None:
@@ -176,6 +218,8 @@ def check_href(provider: Provider, href: str) -> None:
 def _listed(provider: Provider, host: str, port: int | None, scheme: str) -> bool:
     default = _DEFAULT_PORTS[scheme]
     for pattern in provider.hosts:
+        if scheme == "https" and "s3" in provider.schemes and "." not in pattern:
+            continue  # a bucket
         if ":" in pattern:
             if fnmatchcase(f"{host}:{port or default}", pattern):
                 return True
@@ -188,8 +232,12 @@ def _check_path(provider: Provider, href: str) -> None:
     path = Path(href)
     if not path.is_absolute() or href.startswith("/vsi"):
         raise _refused(provider, "an address that is no absolute path")
-    if provider.url is not None and not path.resolve().is_relative_to(Path(provider.url).parent):
+    if provider.url is not None and not path.resolve().is_relative_to(_folder(Path(provider.url))):
         raise _refused(provider, "a path outside the folder of its catalogue")
+
+
+def _folder(catalogue: Path) -> Path:
+    return catalogue if catalogue.is_dir() else catalogue.parent
 
 
 def _split(url: str) -> SplitResult:

@@ -111,13 +111,14 @@ class RemoteSource:
 
         def request() -> Answer:
             answer = door.fetch(href, *span)
-            self._same(href, answer.stat)
             expected = max(0, min(span[1], answer.stat.size_bytes) - span[0])
             if len(answer.data) != expected:
                 raise TryAgain(
                     f"{named(href)}: {len(answer.data)} bytes came, {expected} were due.",
                     failure="short-read",
                 )
+            # Only now: what an attempt says that fails is not remembered.
+            self._same(href, answer.stat)
             return answer
 
         answer = door.kept(href, *span) or self._limits.call(request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import netrc
 import os
 import time
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from threading import Lock
@@ -15,22 +16,30 @@ import httpx
 from pipeline.errors import GiveUp, RecipeError
 from pipeline.sources.providers import Provider
 
-#: Answers {"token": ..., "msft:expiry": ...} for a storage account and container.
-#: Source: planetarycomputer.microsoft.com/docs/concepts/sas
-PLANETARY_COMPUTER_TOKENS = "https://planetarycomputer.microsoft.com/api/sas/v1/token"
 #: A token is renewed so long before it expires.
 _AHEAD_S = 300
 
-#: Makes one GET of an address on behalf of the signer, with the caller's error classes.
-Get = Callable[[str], httpx.Response]
+#: Makes one GET of an address with these headers, with the caller's limits and error classes.
+Get = Callable[[str, dict[str, str]], httpx.Response]
 
 
 class PlanetaryComputer:
-    """Signs addresses of Azure blobs with a token per container, renewed before it expires."""
+    """Signs addresses of Azure blobs with a token per container, renewed before it expires.
 
-    def __init__(self, get: Get, *, tokens_url: str = PLANETARY_COMPUTER_TOKENS) -> None:
+    Where tokens come from and with which account is up to the `planetary-computer` package: its
+    settings are the user's (PC_SDK_SUBSCRIPTION_KEY, ~/.planetarycomputer/settings.env). Its own
+    client is not used: its requests would pass by the limits, and their failures have no class.
+    """
+
+    def __init__(self, get: Get) -> None:
+        # The package takes half a second to import, and most workers sign nothing. It defines its
+        # models in a way that pydantic 2 warns of.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            from planetary_computer.settings import Settings
+
         self._get = get
-        self._url = tokens_url
+        self._settings = Settings()
         self._tokens: dict[str, tuple[str, float]] = {}
         self._lock = Lock()
 
@@ -48,7 +57,9 @@ class PlanetaryComputer:
         return f"{href}{'&' if parts.query else '?'}{token}"
 
     def _renew(self, place: str) -> tuple[str, float]:
-        answer = self._get(f"{self._url}/{place}")
+        key = self._settings.subscription_key
+        headers = {"Ocp-Apim-Subscription-Key": key} if key else {}
+        answer = self._get(f"{self._settings.sas_url}/{place}", headers)
         try:
             values = answer.json()
             expiry = datetime.fromisoformat(values["msft:expiry"])
@@ -78,3 +89,19 @@ def required_credentials(provider: Provider) -> tuple[str, str]:
         named = " and ".join(provider.credentials)
         raise RecipeError(f"provider {provider.name} needs {named} in the environment.")
     return user, password
+
+
+def aws_credentials(provider: Provider, bucket: str) -> dict[str, str]:
+    """Return the keys of whoever pays for a bucket's traffic, or say that there are none."""
+    names = {
+        "access_key_id": "AWS_ACCESS_KEY_ID",
+        "secret_access_key": "AWS_SECRET_ACCESS_KEY",
+        "session_token": "AWS_SESSION_TOKEN",
+    }
+    found = {key: os.environ[name] for key, name in names.items() if os.environ.get(name)}
+    if not {"access_key_id", "secret_access_key"} <= set(found):
+        raise RecipeError(
+            f"provider {provider.name}: who reads the bucket {bucket} pays for its traffic; that "
+            "needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment."
+        )
+    return found

@@ -34,6 +34,9 @@ from pipeline.sources.providers import Provider
 _PASSING = (429, 500, 502, 503, 504)
 #: Longest pause between attempts, whatever a server asks for, in seconds.
 _LONGEST_PAUSE_S = 120
+#: Pages in a row that only repeat what came before: one sent twice is passed over, but pages that
+#: go round in a circle must end.
+_MOST_STALE_PAGES = 5
 #: Catalogues below a static catalogue's root, at most.
 _DEEPEST = 12
 
@@ -100,8 +103,9 @@ class Catalogue:
         addresses of their assets are made absolute.
         """
         pages = self._pages(query) if self.provider.kind == "stac-api" else self._walk(query)
+        other = self.provider.alternate
         try:
-            yield from pages
+            yield from pages if other is None else (_at_alternate(item, other) for item in pages)
         except TerrashardError:
             raise
         except APIError as error:
@@ -120,7 +124,7 @@ class Catalogue:
     # --- item-search APIs --------------------------------------------------------------------
 
     def _pages(self, query: Query) -> Iterator[dict[str, Any]]:
-        """Follow `next` until a page is empty, or brings nothing that was not there already.
+        """Follow `next` until a page is empty, or too many in a row bring nothing new.
 
         `pystac_client` handles the ways of paging: whole bodies, `merge`, tokens in the address.
         """
@@ -134,13 +138,15 @@ class Catalogue:
                 collections=[query.collection],
                 bbox=query.bbox,
                 datetime=_interval(query),
-                limit=self.provider.page_size,
+                limit=self.provider.page_sizes.get(query.collection, self.provider.page_size),
             )
         seen: set[str] = set()
+        stale = 0
         for page in search.pages_as_dicts():
             fresh = [item for item in page["features"] if str(item["id"]) not in seen]
-            if not fresh:
-                return  # the pages go round in a circle
+            stale = 0 if fresh else stale + 1
+            if not page["features"] or stale > _MOST_STALE_PAGES:
+                return
             seen.update(str(item["id"]) for item in fresh)
             yield from fresh
 
@@ -268,6 +274,17 @@ def _with_absolute_assets(item: dict[str, Any], href: str) -> dict[str, Any]:
         for key, asset in item.get("assets", {}).items()
         if isinstance(asset, dict) and isinstance(asset.get("href"), str)
     }
+    return {**item, "assets": assets}
+
+
+def _at_alternate(item: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return an item with the addresses of that name for those of its assets that have one."""
+    assets = {}
+    for key, asset in (item.get("assets") or {}).items():
+        there = asset.get("alternate") if isinstance(asset, dict) else None
+        other = there.get(name) if isinstance(there, dict) else None
+        href = other.get("href") if isinstance(other, dict) else None
+        assets[key] = {**asset, "href": href} if href is not None else asset
     return {**item, "assets": assets}
 
 

@@ -98,8 +98,9 @@ class Group:
         self._every = self.loaded.recipe.slots.kind == "all"
         self._limit = np.iinfo(np.int32).max if self._every else wish.candidates
         scenes = shortlist(self.scenes, self.loaded, self.leader)
-        static = self.loaded.products[self.leader].temporal == "static"
-        scene, slot, self._first_entry = _entries(scenes, wish.choice, self.slots, static=static)
+        choice = self.loaded.choice(self.leader)
+        static = self.loaded.products[self.leader].temporal != "dated"
+        scene, slot, self._first_entry = _entries(scenes, choice, self.slots, static=static)
         self._acquisitions = Acquisitions(scenes, scene, slot, "preference")
         self.followers = [
             follower_of(self.loaded, product, self.scenes)

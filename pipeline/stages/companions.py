@@ -32,7 +32,7 @@ class Follower:
 def follower_of(loaded: LoadedRecipe, product: str, scenes: SceneList) -> Follower:
     """Return a product of the recipe that follows another, with its acquisitions."""
     wish = loaded.wishes[product]
-    static = loaded.products[product].temporal == "static"
+    static = loaded.products[product].temporal != "dated"
     listed = shortlist(scenes, loaded, product)
     best_first = np.lexsort((listed.number, listed.cloud_percent))
     acquisitions = Acquisitions(
@@ -42,7 +42,8 @@ def follower_of(loaded: LoadedRecipe, product: str, scenes: SceneList) -> Follow
         "time" if wish.within_days or static else "datatake",
     )
     within_us = round(wish.within_days * _DAY_US)
-    return Follower(product, acquisitions, wish.contained, wish.choice, within_us, static)
+    choice = loaded.choice(product)
+    return Follower(product, acquisitions, wish.contained, choice, within_us, static)
 
 
 def accompany(

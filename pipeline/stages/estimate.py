@@ -196,7 +196,7 @@ def _stated(scenes: pa.Table, asset: str) -> Floats:
 def _files(loaded: LoadedRecipe, product: str) -> list[_File]:
     """Return the files that are read of each scene of a product, by pixel size."""
     facts, wish = loaded.products[product], loaded.wishes[product]
-    served = facts.providers.get(wish.provider)
+    served = facts.providers.get(wish.providers[0])
     entries = {} if served is None else served.assets
     bands = [facts.band(name) for name in loaded.bands(product)]
     wanted: list[tuple[Band | MaskLayer, tuple[BandAsset, ...]]] = [

@@ -115,11 +115,14 @@ def unsuitable(
 ) -> Rejected | None:
     """Return why a candidate cannot serve a patch, from what is known before reading, or None.
 
-    Its scenes must lie in the patch's zone and share one lattice, and where the cells are tiles
-    of the product's own lattice, that one: a revisit then needs no resampling.
+    Scenes that are warped may lie anywhere. Others must lie in the patch's zone and share one
+    lattice, and where the cells are tiles of the product's own lattice, that one: a revisit then
+    needs no resampling.
     """
     if not scenes:
         return Rejected(reason="no-candidate", detail="the candidate names no scene")
+    if loaded.products[patch.product].warp is not None:
+        return None
     for scene in scenes:
         if not same_zone(scene.epsg, patch.epsg):
             return Rejected(reason="other-zone", detail=f"{scene.scene} is in EPSG:{scene.epsg}")
@@ -198,6 +201,14 @@ def files_of(name: str, scene: Scene, product: Product) -> tuple[BandAsset, ...]
     entries = facts.assets.get(name, facts.assets.get("*", ()) if is_band else ())
     present = {asset.name for asset in scene.assets}
     return tuple(entry for entry in entries if entry.asset in present)
+
+
+def address(scene: Scene, asset: str) -> str:
+    """Return where an asset is read; those of one address are read together.
+
+    Of an asset that the scene does not have, its name.
+    """
+    return next((there.href for there in scene.assets if there.name == asset), asset)
 
 
 def choose_file(

@@ -27,8 +27,11 @@ _IDENTIFIER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _LONGEST_HREF = 4096
 #: Largest edge of a raster, in pixels; real scenes have at most some 20,000.
 _LARGEST_EDGE_PX = 200_000
+_YEAR = re.compile(r"[0-9]{4}")
 #: What parsing of JSON that is not what it should be may raise.
 _MALFORMED = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+#: What a property was called before: the older Copernicus catalogue writes `cloudCover`.
+_FORMER = {"eo:cloud_cover": "cloudCover"}
 #: Longitudes are right up to so many degrees.
 _TURNS = (-360, 0, 360)
 
@@ -81,7 +84,14 @@ class Facts:
             return None
         if source.startswith("="):
             return source[1:]
-        return self._item.get("id") if source == "id" else self.properties.get(source)
+        return self.stated(source)
+
+    def stated(self, source: str) -> Any:
+        """Return a property by the catalogue's own word, or the item's `id`."""
+        if source == "id":
+            return self._item.get("id")
+        value = self.properties.get(source)
+        return self.properties.get(_FORMER.get(source, "")) if value is None else value
 
     def text(self, word: str) -> str:
         """Return a fact as text, cut by the provider's pattern; empty if the item says nothing."""
@@ -113,8 +123,8 @@ class Facts:
     def moments(self) -> list[datetime]:
         """Return the time of acquisition (the start of a span first), then the nominal time."""
         words = ("start_datetime", "datetime")
-        values = [self.raw("acquired"), *(self.properties.get(word) for word in words)]
-        found = [as_moment(value) for value in values if value is not None]
+        values = [self.text("acquired"), *(self.properties.get(word) for word in words)]
+        found = [as_moment(value) for value in values if value]
         if not found:
             raise Unfit("no-datetime", "neither `datetime` nor `start_datetime` is given")
         return found
@@ -132,9 +142,13 @@ def as_number(value: object, what: str) -> float:
 
 
 def as_moment(value: object) -> datetime:
-    """Return a moment in UTC from ISO 8601 text; without a zone it is taken as UTC."""
+    """Return a moment in UTC from ISO 8601 text, or the start of a year.
+
+    Without a zone it is taken as UTC.
+    """
+    text = str(value)
     try:
-        moment = datetime.fromisoformat(str(value))
+        moment = datetime.fromisoformat(f"{text}-01-01" if _YEAR.fullmatch(text) else text)
     except ValueError:
         raise Unfit("no-datetime", f"{str(value)[:80]!r} is no time") from None
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
@@ -150,7 +164,8 @@ def footprint(item: Mapping[str, Any]) -> shapely.Geometry:
     if not isinstance(value, Mapping) or value.get("type") not in ("Polygon", "MultiPolygon"):
         raise Unfit("no-geometry", f"geometry is {str(value)[:80]!r}")
     try:
-        shape = shapely.force_2d(shapely.geometry.shape(value))
+        with np.errstate(invalid="ignore"):  # what is no number is looked for below
+            shape = shapely.force_2d(shapely.geometry.shape(value))
         corners = shapely.get_coordinates(shape)
     except (shapely.errors.ShapelyError, *_MALFORMED) as error:
         raise Unfit("no-geometry", f"geometry cannot be read: {error}") from None
@@ -288,15 +303,19 @@ def check_wavelengths(entry: Mapping[str, Any], bands: tuple[Band, ...]) -> None
     Imaging spectrometers change theirs with the processor: a band of another wavelength under the
     same number would pass unseen. Tables are compared where both sides state centres; one band may
     be off by half its width. Centres below 100 are micrometres, as STAC has it (DLR writes nm).
+    STAC 1.1 says `bands` and `eo:center_wavelength` for the `eo:bands` and `center_wavelength` of
+    1.0.
     """
-    table = entry.get("eo:bands")
+    table = entry.get("eo:bands", entry.get("bands"))
     if not isinstance(table, list) or not bands:
         return
     if len(table) != max(band.index for band in bands):
         raise Unfit("other-bands", f"the file has {len(table)} bands, the product {len(bands)}")
     for band in bands:
         row = table[band.index - 1]
-        centre = row.get("center_wavelength") if isinstance(row, Mapping) else None
+        if not isinstance(row, Mapping):
+            continue
+        centre = row.get("center_wavelength", row.get("eo:center_wavelength"))
         if centre is None or band.wavelength_nm is None or band.fwhm_nm is None:
             continue
         centre_nm = as_number(centre, "center_wavelength")

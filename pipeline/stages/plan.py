@@ -28,7 +28,7 @@ from pipeline.stages.growth import Past, nested, past_of
 from pipeline.stages.packing import Packed, pack, patch_bytes
 from pipeline.stages.ragged import offsets, place_in_run, spans
 from pipeline.stages.shortlist import SceneList, list_scenes
-from pipeline.stages.slots import Slot, slots_of
+from pipeline.stages.slots import Slot, is_wanted, slots_of
 
 #: Rows of the result written out at a time: strings are long, numbers are not.
 _ROWS = 1 << 18
@@ -163,7 +163,8 @@ def closed_slots(loaded: LoadedRecipe, leader: str, cutoff: datetime | None) -> 
         if its_leader == leader
     )
     slots = slots_of(loaded.recipe.slots, settling_days=settling_days, cutoff=cutoff)
-    return tuple(sorted(slots, key=lambda slot: (slot.start, slot.end, slot.id)))
+    wanted = [slot for slot in slots if is_wanted(slot, loaded, leader)]
+    return tuple(sorted(wanted, key=lambda slot: (slot.start, slot.end, slot.id)))
 
 
 def _pack(wanted: Sequence[_Wanted], loaded: LoadedRecipe) -> tuple[Packed, Ints]:

@@ -32,6 +32,7 @@ _FROM_LEDGER = (
     "clear_fraction",
     "valid_fraction",
     "absent_bands",
+    "residual",
     "pixel_digest",
 )
 #: Columns of the locations that the index repeats.
@@ -130,7 +131,8 @@ def make_index(written: pa.Table, places: Places, products: Sequence[str]) -> pa
     Parameters
     ----------
     written : pa.Table
-        Written rows of the ledgers, with a column `shard` (`p000001-s00042/r1`).
+        Written rows of the ledgers, with the columns `shard` (`p000001-s00042/r1`) and `residual`
+        (`pipeline.stages.residual`).
     places : Places
     products : sequence of str
         In the order of the recipe.

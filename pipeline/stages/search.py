@@ -6,9 +6,10 @@ a run, and never pass in silence either.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,19 +31,33 @@ from pipeline.stages.item import (
     utm_of,
 )
 from pipeline.stages.newest import version_of
-from pipeline.stages.slots import slots_of
+from pipeline.stages.slots import is_wanted, slots_of
+from pipeline.stages.sun import sun_elevation_deg
 
-#: Edge of the areas by which locations are grouped, in degrees: a month of Sentinel-2 over one is
-#: a few hundred items, which is a few pages.
+#: Edge of the areas by which locations are grouped, in degrees: a year of Sentinel-2 over one is
+#: a few thousand items.
 _AREA_DEG = 5
+#: Edge of the areas in which a region is searched: a month of EnMAP's whole archive is 7,000 items.
+_REGION_DEG = 30
+_Box = tuple[float, float, float, float]
+_WORLD: _Box = (-180.0, -90.0, 180.0, 90.0)
 #: What `normalise` calls an item that was not asked for.
-UNASKED = ("other-collection", "outside-query")
+UNASKED = ("other-collection", "other-product", "outside-query")
+
+#: Bands of shorter wavelengths see the sun's light, those of longer ones the ground's own warmth.
+_SUNLIT_NM = 3000.0
 
 #: Providers without a search of their own.
 _READ_WHOLE = ("local", "static")
 
 
-def queries(loaded: LoadedRecipe, product_id: str, locations: pa.Table | None) -> list[Query]:
+def queries(
+    loaded: LoadedRecipe,
+    product_id: str,
+    locations: pa.Table | None,
+    *,
+    provider: str | None = None,
+) -> list[Query]:
     """Return the questions to ask for one product: few, whatever the number of locations.
 
     Parameters
@@ -51,24 +66,29 @@ def queries(loaded: LoadedRecipe, product_id: str, locations: pa.Table | None) -
     product_id : str
     locations : pa.Table or None
         Location rows. None where scenes come before cells: then the recipe's region is searched.
+    provider : str or None
+        Who is asked; None: the first that the recipe lists.
 
     Returns
     -------
     list of Query
         One for each area of 5 degrees that holds locations (its box shrunk to them) and each
-        calendar month of the wanted times; a box never crosses the antimeridian. Folders and
+        calendar year of the wanted times; where a region is searched, one for each of its areas of
+        30 degrees and each month. A box never crosses the antimeridian. Folders and
         static catalogues cannot search and are read whole: one for each span of wanted times. A
-        static product is asked for without times.
+        product that is not dated is asked for without times.
     """
-    product, provider = loaded.products[product_id], loaded.wishes[product_id].provider
-    collection = _facts(product, provider).collection
+    product = loaded.products[product_id]
+    provider = provider or loaded.wishes[product_id].providers[0]
+    collection = facts_of(product, provider).collection
     whole = provider in _READ_WHOLE
     spans: list[_Span] = (
-        [(None, None)] if product.temporal == "static" else _spans(loaded, product_id)
+        [(None, None)] if product.temporal != "dated" else _spans(loaded, product_id)
     )
     if not whole:
-        spans = [piece for span in spans for piece in _months(*span)]
-    boxes = _boxes(loaded, None if whole else locations)
+        months: Literal[1, 12] = 1 if locations is None else 12
+        spans = [piece for span in spans for piece in _pieces(*span, months)]
+    boxes = _boxes(loaded, None if whole else locations, whole=whole)
     return [Query(product.id, collection, box, *span) for box in boxes for span in spans]
 
 
@@ -117,7 +137,11 @@ _Span = tuple[datetime | None, datetime | None]
 def _spans(loaded: LoadedRecipe, product_id: str) -> list[_Span]:
     """Return when scenes are wanted: the slots, widened for a follower, merged where they meet."""
     margin = timedelta(days=loaded.wishes[product_id].within_days)
-    slots = slots_of(loaded.recipe.slots, settling_days=0, cutoff=None)
+    slots = [
+        slot
+        for slot in slots_of(loaded.recipe.slots, settling_days=0, cutoff=None)
+        if is_wanted(slot, loaded, product_id)
+    ]
     merged: list[tuple[datetime, datetime]] = []
     for start, end in sorted((slot.start - margin, slot.end + margin) for slot in slots):
         if merged and start <= merged[-1][1]:
@@ -127,25 +151,35 @@ def _spans(loaded: LoadedRecipe, product_id: str) -> list[_Span]:
     return list(merged)
 
 
-def _months(start: datetime | None, end: datetime | None) -> Iterator[_Span]:
-    """Cut a span at the ends of calendar months: some catalogues stop after so many results."""
+def _pieces(
+    start: datetime | None, end: datetime | None, months: Literal[1, 12]
+) -> Iterator[_Span]:
+    """Cut a span at the ends of calendar months or years.
+
+    Some catalogues stop after 5,000 or 10,000 results; a year of Sentinel-2 over an area is 3,000
+    to 7,000, and every cut costs another page that is not full.
+    """
     if start is None or end is None:
         yield start, end
         return
     while start < end:
-        first = datetime(start.year, start.month, 1, tzinfo=UTC)
-        after = min(end, (first + timedelta(days=32)).replace(day=1))
+        first = datetime(start.year, 1 if months == 12 else start.month, 1, tzinfo=UTC)
+        after = min(end, (first + timedelta(days=31 * months)).replace(day=1))
         yield start, after
         start = after
 
 
 def _boxes(
-    loaded: LoadedRecipe, locations: pa.Table | None
-) -> Iterator[tuple[float, float, float, float] | None]:
+    loaded: LoadedRecipe, locations: pa.Table | None, *, whole: bool
+) -> Iterator[_Box | None]:
     if locations is None:
         sample = loaded.recipe.sample
         region = sample.region if isinstance(sample, Scenes) else None
-        yield from [None] if region is None else _cut(region)
+        if whole:
+            yield from [None] if region is None else _cut(region)
+            return
+        for part in _cut(region or _WORLD):
+            yield from _areas(part)
         return
     if not locations.num_rows:
         return
@@ -161,9 +195,17 @@ def _boxes(
         yield from _cut((west, south, east, north))
 
 
+def _areas(region: _Box) -> Iterator[_Box]:
+    """Cut a region into areas of at most `_REGION_DEG`, from its south-western corner."""
+    west, south, east, north = region
+    for low in np.arange(south, north, _REGION_DEG).tolist():
+        for left in np.arange(west, east, _REGION_DEG).tolist():
+            yield left, low, min(left + _REGION_DEG, east), min(low + _REGION_DEG, north)
+
+
 def _cut(
-    region: tuple[float, float, float, float],
-) -> Iterator[tuple[float, float, float, float] | None]:
+    region: _Box,
+) -> Iterator[_Box]:
     """Cut a box that crosses the antimeridian (west > east) in two."""
     west, south, east, north = region
     if west <= east:
@@ -176,7 +218,8 @@ def _cut(
 # --- what to make of it --------------------------------------------------------------------------
 
 
-def _facts(product: Product, provider: str) -> ProviderFacts:
+def facts_of(product: Product, provider: str) -> ProviderFacts:
+    """Return what a provider calls things of a product; `RecipeError` if it does not serve it."""
     if provider not in product.providers:
         raise RecipeError(
             f"provider {provider!r} does not serve {product.id}; "
@@ -193,7 +236,7 @@ def _scene(
     query: Query | None,
     bands: Collection[str] | None,
 ) -> Scene:
-    names = _facts(product, provider)
+    names = facts_of(product, provider)
     if item.get("collection") != names.collection:
         raise Unfit("other-collection", f"collection is {str(item.get('collection'))[:80]!r}")
     facts = Facts(item, names)
@@ -203,10 +246,12 @@ def _scene(
     shape = footprint(item)
     if query is not None and not query.wants(names.collection, shape.bounds, moments):
         raise Unfit("outside-query", f"seen {moments[0]:%Y-%m-%d}, bounds {shape.bounds}")
+    _check_kind(facts, names)
     datatake, tile = facts.identifier("datatake"), facts.identifier("tile")
     found = assets(item, _wanted_assets(product, names))
     _check_bands(product, names, found, bands)
-    pixels = _pixels(found, facts.properties)
+    pixels = _pixels(found, facts.properties) if product.warp is None else _outline(shape)
+    sun = _sun(facts, product, shape, moments[0])
     return Scene(
         scene=f"{product.id}/{datatake}/{tile}",
         product=product.id,
@@ -214,11 +259,11 @@ def _scene(
         item=name,
         datatake=datatake,
         tile=tile,
-        acquired=moments[0],
+        acquired=_middle(moments[0]) if product.temporal == "yearly" else moments[0],
         baseline=facts.text("baseline")[:40],
         offset_add=_offset(facts, product, names),
-        cloud_percent=_percent(facts),
-        sun_elevation_deg=_elevation(facts),
+        cloud_percent=None if sun is not None and sun <= 0 else _percent(facts),
+        sun_elevation_deg=sun,
         epsg=utm_of(shape, pixels) if pixels.epsg is None else pixels.epsg,
         x_min_m=pixels.x_min_m,
         y_min_m=pixels.y_min_m,
@@ -236,6 +281,7 @@ def _wanted_assets(product: Product, names: ProviderFacts) -> tuple[str, ...]:
     """Return the asset keys of all bands, then of all mask layers, each once."""
     words = [band.name if band.name in names.assets else "*" for band in product.bands]
     words += [layer.name for layer in product.mask_layers]
+    words += [word for band in product.bands for word in product.coefficients(band.name)]
     keys = (file.asset for word in words for file in names.assets.get(word, ()))
     return tuple(dict.fromkeys(keys))
 
@@ -267,12 +313,46 @@ def _pixels(found: _Found, properties: Mapping[str, Any]) -> Grid:
     raise Unfit("no-crs", "no asset says where its pixels lie")
 
 
+def _outline(shape: shapely.Geometry) -> Grid:
+    """Return the bounds of a scene whose pixels lie on no lattice: those of its footprint."""
+    west, south, east, north = shape.bounds
+    return Grid(4326, west, south, east, north, pixel_m=None)
+
+
+def _check_kind(facts: Facts, names: ProviderFacts) -> None:
+    """Raise `Unfit` if an item is of another product that shares the collection."""
+    for source, pattern in names.only.items():
+        value = facts.stated(source)
+        if not re.fullmatch(pattern, str(value)[:500]):
+            raise Unfit("other-product", f"{source} is {str(value)[:80]!r}, not {pattern!r}")
+
+
+def _middle(moment: datetime) -> datetime:
+    """Return the middle of a year: the map of a year is nearest to what was seen in it."""
+    return datetime(moment.year, 7, 2, tzinfo=UTC)
+
+
 def _percent(facts: Facts) -> float | None:
     """Return the cloud cover; -1 is how some catalogues say that it is not known."""
     value = facts.number("cloud_percent")
     if value is not None and not -1 <= value <= 100.5:
         raise Unfit("bad-value", f"cloud_percent is {value:g}")
     return None if value is None or value < 0 else min(value, 100.0)
+
+
+def _sun(facts: Facts, product: Product, shape: shapely.Geometry, when: datetime) -> float | None:
+    """Return how high the sun stood, worked out if the item does not say; None if the product
+    needs no sun.
+
+    A cloud cover of 0 says nothing of a scene that was taken at night.
+    """
+    if not any(band.wavelength_nm and band.wavelength_nm < _SUNLIT_NM for band in product.bands):
+        return None
+    stated = _elevation(facts)
+    if stated is not None:
+        return stated
+    seen = max(shapely.get_parts(shape), key=shapely.area).centroid
+    return sun_elevation_deg(when, lon_deg=seen.x, lat_deg=seen.y)
 
 
 def _elevation(facts: Facts) -> float | None:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipeline.raster.zones import FALSE_NORTHING_SOUTH_M, Floats, Ints
 from pipeline.recipe import LoadedRecipe
 from pipeline.stages.footprints import Footprints
+from pipeline.stages.warped import in_zones
 
 #: Columns of `Scene` that planning reads: not the assets, which are most of the table.
 SCENE_COLUMNS = (
@@ -58,7 +59,10 @@ class SceneList:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shortlist:
-    """Scenes of one product that meet the recipe's limits: columns of one length, by id."""
+    """Scenes of one product that meet the recipe's limits: columns of one length, by id.
+
+    One that is warped stands here once for each zone that it shows some of.
+    """
 
     number: Ints
     """In the `SceneList`."""
@@ -99,7 +103,8 @@ def shortlist(scenes: SceneList, loaded: LoadedRecipe, product: str) -> Shortlis
     """Return the scenes of a product that may serve.
 
     Left out are scenes above the recipe's cloud limit (unknown counts as 100), below its sun
-    limit (unknown passes), and those outside UTM, in whose plane no cell lies. A cell may stick
+    limit (unknown passes), and those outside UTM, in whose plane no cell lies, unless they are
+    warped. A cell may stick
     out of a footprint by half a pixel.
     """
     wish = loaded.wishes[product]
@@ -111,11 +116,17 @@ def shortlist(scenes: SceneList, loaded: LoadedRecipe, product: str) -> Shortlis
     bounds[:, 1::2] -= np.where(epsg // 100 == 327, FALSE_NORTHING_SOUTH_M, 0.0)[:, None]
     good = pc.equal(scenes.table.column("product"), product).to_numpy()[scenes.row]
     good = good & (cloud <= wish.max_cloud_percent) & (sun >= wish.min_sun_elevation_deg)
-    good &= np.isin(epsg // 100, (326, 327)) & np.isfinite(bounds).all(axis=1)
-    number = np.flatnonzero(good)
-    zone, bounds = epsg[number] % 100, bounds[number]
     outlines = scenes.table.column("geometry").cast(pa.large_binary())
-    outlines = outlines.take(pa.array(scenes.row[number])).combine_chunks()
+    if loaded.products[product].warp is not None:
+        number = np.flatnonzero(good)
+        outlines = outlines.take(pa.array(scenes.row[number])).combine_chunks()
+        which, zone, bounds, outlines = in_zones(outlines)
+        number = number[which]
+    else:
+        good &= np.isin(epsg // 100, (326, 327)) & np.isfinite(bounds).all(axis=1)
+        number = np.flatnonzero(good)
+        zone, bounds = epsg[number] % 100, bounds[number]
+        outlines = outlines.take(pa.array(scenes.row[number])).combine_chunks()
     acquired = scenes.table.column("acquired").cast(pa.int64()).to_numpy()
     return Shortlist(
         number=number,

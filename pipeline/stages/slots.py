@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
-from pipeline.recipe import All, Months, Seasons, Slots, Windows, midnight
+from pipeline.recipe import All, LoadedRecipe, Months, Seasons, Slots, Windows, midnight
 
 _SEASON_STARTS = {12: "DJF", 3: "MAM", 6: "JJA", 9: "SON"}
 
@@ -57,6 +57,12 @@ def slots_of(slots: Slots, *, settling_days: float, cutoff: datetime | None) -> 
         start = midnight(slots.start)
         return (Slot("", start, end),) if start < end else ()
     return tuple(s for s in _every(slots) if cutoff is None or s.end + settling <= cutoff)
+
+
+def is_wanted(slot: Slot, loaded: LoadedRecipe, product: str) -> bool:
+    """Return whether a product is wanted in a slot: a follower is where its leader is."""
+    names = loaded.wishes[loaded.leader[product]].slots
+    return names is None or slot.id in names
 
 
 def _every(slots: Windows | Seasons | Months) -> Iterator[Slot]:

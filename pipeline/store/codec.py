@@ -1,6 +1,6 @@
 """One chunk, one shard object: the bytes of Zarr v3 that this project writes and reads itself.
 
-An inner chunk is one patch (all bands), little-endian, Blosc-zstd with bit shuffle. A shard object
+An inner chunk is one patch (all bands), little-endian, in Blosc (zstd or LZ4HC). A shard object
 is its present chunks one after another, then the index: per chunk in C order offset and length as
 little-endian uint64 (both 2**64 - 1: absent), then the CRC-32C of that.
 Source: Zarr v3 core, `sharding_indexed` codec; zarr-specs, codecs `blosc` and `crc32c`.
@@ -9,12 +9,12 @@ Source: Zarr v3 core, `sharding_indexed` codec; zarr-specs, codecs `blosc` and `
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, Literal
 
 import google_crc32c
 import numcodecs.blosc
 import numpy as np
-from numcodecs.blosc import BITSHUFFLE, compress, decompress
+from numcodecs.blosc import BITSHUFFLE, SHUFFLE, compress, decompress
 from numpy.typing import NDArray
 
 from pipeline.errors import IntegrityError
@@ -34,11 +34,23 @@ BLOCK_BYTES = 2**19
 _CRC_BYTES = 4
 
 
-def encode(array: NDArray[Any], level: int) -> bytes:
+Codec = Literal["zstd", "lz4"]
+
+#: Blosc's name, its shuffle, and Zarr's name of that. LZ4 finds repeated bytes and no more: it
+#: wants whole bytes side by side. On real patches, zstd 1 and lz4 1: ratio 1.6 to 3.3 and 1.5 to
+#: 2.4, decoding 1.7 to 2.3 and 4.3 to 5.5 GB/s a core.
+BLOSC: dict[Codec, tuple[str, int, str]] = {
+    "zstd": ("zstd", BITSHUFFLE, "bitshuffle"),
+    "lz4": ("lz4hc", SHUFFLE, "shuffle"),
+}
+
+
+def encode(array: NDArray[Any], codec: Codec, level: int) -> bytes:
     """Return one chunk, compressed; equal arrays give equal bytes in any thread."""
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     flat = little.reshape(-1)
-    data: bytes = compress(flat, b"zstd", level, BITSHUFFLE, BLOCK_BYTES, flat.itemsize)
+    name, shuffle, _ = BLOSC[codec]
+    data: bytes = compress(flat, name.encode(), level, shuffle, BLOCK_BYTES, flat.itemsize)
     return data
 
 

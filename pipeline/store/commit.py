@@ -7,9 +7,11 @@ is written last and create-only, so a shard is there whole or not at all.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +35,8 @@ class Commit:
     """Name: `p000001-s00042`."""
     revision: int
     """From 1; a retry adds one."""
+    attempt: int = 1
+    """Which outcome of the revision it is (`layout.shard_folder`)."""
     plan: int
     """Number of the plan it belongs to."""
     identity: str
@@ -49,7 +53,36 @@ class Commit:
     @property
     def folder(self) -> str:
         """Folder of the revision's objects."""
-        return layout.shard_folder(self.shard, self.revision)
+        return layout.shard_folder(self.shard, self.revision, self.attempt)
+
+
+def claim_folder(store: ObjectStore, commit: Commit) -> Commit:
+    """Return the commit with the folder that its objects are written into, and no others are.
+
+    Two live workers may build one revision. Where they come to the same objects, they write the
+    same bytes to the same keys; where not, each has a folder of its own, and the first commit
+    counts.
+    """
+    objects = json.dumps(commit.objects, sort_keys=True)
+    mine = hashlib.sha256(objects.encode()).hexdigest().encode()
+    for attempt in count(1):
+        key = layout.outcome(commit.shard, commit.revision, attempt)
+        if store.create(key, mine) or store.get(key) == mine:
+            return replace(commit, attempt=attempt)
+    raise AssertionError("unreachable")
+
+
+def clear_others(store: ObjectStore, commit: Commit) -> None:
+    """Delete what other outcomes of a committed revision have left; whoever lost does so too."""
+    for attempt in count(1):
+        try:
+            store.size(layout.outcome(commit.shard, commit.revision, attempt))
+        except KeyError:
+            return
+        if attempt != commit.attempt:
+            folder = layout.shard_folder(commit.shard, commit.revision, attempt)
+            for key in list(store.list(folder)):
+                store.delete(key)
 
 
 def write_commit(store: ObjectStore, commit: Commit) -> None:
@@ -70,6 +103,7 @@ def encode_commit(commit: Commit) -> bytes:
     header = {
         "shard": commit.shard,
         "revision": commit.revision,
+        "attempt": commit.attempt,
         "plan": commit.plan,
         "identity": commit.identity,
         "plan_digest": commit.plan_digest,
@@ -99,6 +133,7 @@ def read_commit(store: ObjectStore, shard: str, revision: int) -> Commit:
         commit = Commit(
             shard=header["shard"],
             revision=header["revision"],
+            attempt=header["attempt"],
             plan=header["plan"],
             identity=header["identity"],
             plan_digest=header["plan_digest"],

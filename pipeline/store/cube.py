@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,11 +57,89 @@ def to_xarray(reader: PatchReader) -> xr.Dataset:
     )
 
 
+def to_ssl4eo_s12(reader: PatchReader, *, dn_offset: int = 1000) -> xr.Dataset:
+    """Return patches under the names, and with the values, of SSL4EO-S12 v1.1 (Zarr edition).
+
+    For loaders written for that data set: `bands (sample, time, band, y, x)`, `cloud_mask (sample,
+    time, y, x)` with SEnSeIv2's seven codes (0 clear, 1 water, 2 snow, 3 thin cloud, 4 thick cloud,
+    5 shadow, 6 no data), `center_lat`, `center_lon`, `crs`, `x_`, `y_` of each sample, `file_id`,
+    `sample_id` and `time_` of each image. Bands of Sentinel-1 are called `vv` and `vh` there.
+    Source: README of SSL4EO-S12-v1.1 (33ac878) and its published metadata; codes of its loaders.
+
+    Parameters
+    ----------
+    reader : PatchReader
+        Of patches at 10 m.
+    dn_offset : int
+        Added to optical numbers: 1000 in the Zarr edition, whose statistics include it, and 0 in
+        the later tar edition.
+    """
+    place = _places(reader)
+    rows = reader.rows
+    first = rows.take(place[:, 0]) if len(place) else rows.slice(0, 0)
+    radar = all(wavelength is None for wavelength in reader.wavelength_nm)
+    steps_m = (np.arange(reader.shape[-1]) + 0.5) * reader.pixel_m
+    west_m, north_m = first["x_min_m"].to_numpy(), first["y_max_m"].to_numpy()
+    scenes = np.array([" ".join(names) for names in rows["scenes"].to_pylist()], dtype=str)
+    acquired = pc.cast(rows["acquired"], "int64").to_numpy()
+    times = np.arange(place.shape[1])
+    numbers = [[f"{row:07d}_{time}" for time in times] for row in first["row"].to_pylist()]
+    images = {
+        "bands": _Image(reader, "bands", place, None if radar else _add(dn_offset)),
+        "cloud_mask": _Image(reader, "mask", place, lambda codes: _SENSEI[codes]),
+    }
+    outer = ("sample", "time")
+    variables: dict[str, Any] = {
+        "bands": ((*outer, "band", "y", "x"), indexing.LazilyIndexedArray(images["bands"])),
+        "center_lat": ("sample", first["lat_deg"].to_numpy()),
+        "center_lon": ("sample", first["lon_deg"].to_numpy()),
+        "crs": ("sample", first["epsg"].to_numpy()),
+        "x_": (("sample", "x"), west_m[:, None] + steps_m),
+        "y_": (("sample", "y"), north_m[:, None] - steps_m),
+        "file_id": (outer, _spread(scenes, place, "")),
+        "sample_id": (outer, np.array(numbers, dtype="U9").reshape(place.shape)),
+        "time_": (outer, _spread(acquired, place, NO_TIME).view("M8[us]").astype("M8[ns]")),
+    }
+    if not radar:
+        mask = indexing.LazilyIndexedArray(images["cloud_mask"])
+        variables["cloud_mask"] = ((*outer, "y", "x"), mask)
+    names = [name.lower() for name in reader.bands] if radar else list(reader.bands)
+    coordinates = {
+        "band": np.array(names),
+        "sample": np.array(first["location"].to_pylist(), dtype=str),
+        "time": times,
+        "y": np.arange(reader.shape[-2]),
+        "x": np.arange(reader.shape[-1]),
+    }
+    return xr.Dataset(variables, coords=coordinates)
+
+
+#: SEnSeIv2's code for each code of the common legend (`LEGEND`, 0 to 8).
+_SENSEI = np.array([6, 0, 1, 2, 3, 4, 5, 6, 0], dtype="uint8")
+
+
+def _add(offset: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return what adds to int16 numbers without wrapping; fill stays fill."""
+
+    def change(stored: NDArray[Any]) -> NDArray[Any]:
+        limits = np.iinfo(stored.dtype)
+        moved = np.clip(stored.astype(np.int32) + offset, limits.min + 1, limits.max)
+        return np.where(stored == limits.min, stored, moved).astype(stored.dtype)
+
+    return change
+
+
 class _Image(BackendArray):
     """One image array over (sample, time), read when it is indexed."""
 
-    def __init__(self, reader: PatchReader, name: str, place: NDArray[np.int64]) -> None:
-        self._reader, self._name, self._place = reader, name, place
+    def __init__(
+        self,
+        reader: PatchReader,
+        name: str,
+        place: NDArray[np.int64],
+        change: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
+    ) -> None:
+        self._reader, self._name, self._place, self._change = reader, name, place, change
         patch = reader.shape if name == "bands" else reader.shape[1:]
         self.dtype = reader.dtype if name == "bands" else np.dtype("uint8")
         self.shape = (*place.shape, *patch)
@@ -81,7 +160,7 @@ class _Image(BackendArray):
         result = result.reshape(*numbers.shape, *self.shape[2:])
         for axis, part in enumerate(key[2:], start=2 - len(key)):
             result = result[(..., part, *[slice(None)] * (-axis - 1))]
-        return result
+        return result if self._change is None else self._change(result)
 
 
 def _places(reader: PatchReader) -> NDArray[np.int64]:

@@ -7,7 +7,8 @@
     scenes/000001.parquet                     Scene; beside it 000001.unusable.parquet (Unusable)
     plans/000001.parquet                      PlannedPatch; beside it 000001.scenes.parquet (Scene)
     plans/000001.json                         the lock's header, written last
-    shards/p000001-s00042/r1/<product>/...    one Zarr group per revision
+    shards/p000001-s00042/r1/<product>/...    one Zarr group per revision (r1.2 if another outcome
+                                              was begun in r1); beside it r1.outcome
     commits/p000001-s00042/r1.parquet         the shard exists when this does
     versions/000001.json                      a published version; beside it versions/000001/
     models/<name>/...                         what was trained on a version
@@ -100,9 +101,18 @@ def parse_shard(name: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def shard_folder(name: str, revision: int) -> str:
-    """Return the folder of a shard revision: `shards/p000001-s00042/r1`."""
-    return f"{SHARDS}/{name}/r{revision}"
+def shard_folder(name: str, revision: int, attempt: int = 1) -> str:
+    """Return the folder of a shard revision: `shards/p000001-s00042/r1`.
+
+    Workers that came to different outcomes (one of them taken for dead, in a bad hour of the
+    network) write into different folders: the second outcome into `r1.2`.
+    """
+    return f"{SHARDS}/{name}/r{revision}" + (f".{attempt}" if attempt > 1 else "")
+
+
+def outcome(name: str, revision: int, attempt: int) -> str:
+    """Return the key of the digest of what is written into a folder: whose it is."""
+    return f"{shard_folder(name, revision, attempt)}.outcome"
 
 
 def commit(name: str, revision: int) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.store.codec import BLOCK_BYTES
+from pipeline.store.codec import BLOCK_BYTES, BLOSC, Codec
 
 #: Dimensions of every coordinate of a product's group. (`band` names a dimension, so xarray makes
 #: an index of it; `acquired` is not called `time`, since a 2-D coordinate of that name breaks it.)
@@ -53,6 +53,7 @@ def array_metadata(
     *,
     dtype: str,
     fill: float,
+    codec: Codec,
     level: int,
     attributes: dict[str, Any],
 ) -> bytes:
@@ -68,15 +69,17 @@ def array_metadata(
         numpy name.
     fill : float
         Also told as the attribute `nodata`.
+    codec : `zstd` or `lz4`
     level : int
-        Blosc-zstd level.
+        Of the codec.
     attributes : dict
     """
     itemsize = np.dtype(dtype).itemsize
+    name, _, shuffle = BLOSC[codec]
     blosc = {
-        "cname": "zstd",
+        "cname": name,
         "clevel": level,
-        "shuffle": "bitshuffle",
+        "shuffle": shuffle,
         "typesize": itemsize,
         "blocksize": BLOCK_BYTES,
     }

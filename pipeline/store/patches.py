@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ class PatchReader:
         Parameters
         ----------
         which : sequence of int, int array or slice
-            Patch numbers; any order, repeats allowed.
+            Patch numbers; any order. One that is repeated is decoded once.
         threads : int
             Decoding threads.
         out : array of `dtype`, shape (patch, band, y, x), or None
@@ -91,8 +91,17 @@ class PatchReader:
         numbers = self._numbers(which)
         out = _memory(out, (len(numbers), *self.shape), self.dtype)
         mask_out = _memory(mask_out, (len(numbers), *self.shape[1:]), np.dtype("uint8"))
-        jobs = [*self._jobs("bands", numbers, out), *self._jobs("mask", numbers, mask_out)]
+        first, where = np.unique(numbers, return_index=True, return_inverse=True)[1:]
+        jobs = [
+            *self._jobs("bands", numbers, out, first),
+            *self._jobs("mask", numbers, mask_out, first),
+        ]
         self._decoder.run(jobs, threads=threads)
+        for repeat in np.flatnonzero(first[where] != np.arange(len(numbers))):
+            out[repeat], mask_out[repeat] = (
+                out[first[where[repeat]]],
+                mask_out[first[where[repeat]]],
+            )
         return out, mask_out
 
     def read_image(self, name: str, which: Which, *, threads: int = 2) -> NDArray[Any]:
@@ -107,7 +116,7 @@ class PatchReader:
         numbers = self._numbers(which)
         patch = self.shape if name == "bands" else self.shape[1:]
         out = np.empty((len(numbers), *patch), dtype)
-        self._decoder.run(self._jobs(name, numbers, out), threads=threads)
+        self._decoder.run(self._jobs(name, numbers, out, range(len(numbers))), threads=threads)
         return out
 
     def slow_read(self, number: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
@@ -164,13 +173,13 @@ class PatchReader:
             fill = spec.fill if name == "bands" else 0
             self._arrays[name] = ChunkArray(self._store, objects, fill)
 
-    def _jobs(self, name: str, numbers: NDArray[np.int64], out: NDArray[Any]) -> list[Job]:
+    def _jobs(
+        self, name: str, numbers: NDArray[np.int64], out: NDArray[Any], places: Iterable[int]
+    ) -> list[Job]:
+        """Return the jobs that fill some places of `out`."""
         array = self._arrays[name]
         shards, chunks = self._shard[numbers].tolist(), self._chunk[numbers].tolist()
-        return [
-            Job(array, shard, chunk, out[i])
-            for i, (shard, chunk) in enumerate(zip(shards, chunks, strict=True))
-        ]
+        return [Job(array, shards[i], chunks[i], out[i]) for i in places]
 
     def _numbers(self, which: Which) -> NDArray[np.int64]:
         if isinstance(which, slice):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
@@ -153,16 +153,21 @@ class Dataset:
         mean, std = (np.array([band[k] for band in bands], "float64") for k in ("mean", "std"))
         return mean, std, np.array([band["count"] for band in bands], "int64")
 
-    def to_xarray(self, product: str | None = None) -> xr.Dataset:
-        """Return a lazy xarray data set of one product: see `pipeline.store.cube.to_xarray`.
+    def to_xarray(
+        self, product: str | None = None, *, names: Literal["own", "ssl4eo-s12"] = "own"
+    ) -> xr.Dataset:
+        """Return a lazy xarray data set of one product.
 
-        The product may be left out where there is only one.
+        The product may be left out where there is only one. `names = "ssl4eo-s12"` gives it the
+        variables and values of SSL4EO-S12 v1.1, for loaders written for that: see
+        `pipeline.store.cube`.
         """
-        from pipeline.store.cube import to_xarray
+        from pipeline.store.cube import to_ssl4eo_s12, to_xarray
 
         if product is None and len(self.products) != 1:
             raise RecipeError(f"name one product; there are: {', '.join(self.products)}.")
-        return to_xarray(self.patches(product or self.products[0]))
+        view = {"own": to_xarray, "ssl4eo-s12": to_ssl4eo_s12}[names]
+        return view(self.patches(product or self.products[0]))
 
     def _times(self, product: str, row: int) -> dict[str, Any]:
         """Read all patches of one product of one location."""

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from pipeline.errors import RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.products.catalogue import LEGEND
-from pipeline.store.codec import MAX_CHUNK_BYTES, assemble, encode
+from pipeline.store.codec import MAX_CHUNK_BYTES, Codec, assemble, encode
 from pipeline.store.metadata import (
     COORDINATE_DIMENSIONS,
     array_metadata,
@@ -58,6 +58,7 @@ class ArraySpec:
     pixel_m: float
     native_dtype: str | None
     """numpy name of the type of `mask_native`; None: the product has no mask layers."""
+    codec: Codec = "zstd"
     compression_level: int
 
     def __post_init__(self) -> None:
@@ -133,12 +134,12 @@ def encode_patch(
         raise ValueError(f"{spec.product}: native mask given and expected must agree")
     if native is not None:
         _expect("native mask", native, str(spec.native_dtype), flat)
-    level = spec.compression_level
+    codec, level = spec.codec, spec.compression_level
     empty = np.isnan(bands).all() if np.isnan(spec.fill) else (bands == spec.fill).all()
     return Encoded(
-        bands=None if empty else encode(bands, level),
-        mask=encode(mask, level) if mask.any() else None,
-        native=encode(native, level) if native is not None and native.any() else None,
+        bands=None if empty else encode(bands, codec, level),
+        mask=encode(mask, codec, level) if mask.any() else None,
+        native=encode(native, codec, level) if native is not None and native.any() else None,
         digest=pixel_digest(bands, mask),
     )
 
@@ -238,21 +239,31 @@ def image_key(product: str, name: str) -> str:
     return f"{product}/{name}/c/" + "/".join("0" * (5 if name == "bands" else 4))
 
 
+def digests(writer: ShardWriter) -> dict[str, tuple[str, int]]:
+    """Return sha256 (hex) and length of every object of a shard, for its commit."""
+    found = {}
+    for key, parts in writer.objects():
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        found[key] = (digest.hexdigest(), sum(map(len, parts)))
+    return found
+
+
 def store_shard(store: ObjectStore, folder: str, writer: ShardWriter) -> dict[str, tuple[str, int]]:
-    """Write all objects of a shard; return sha256 (hex) and length of each, for the commit.
+    """Write all objects of a shard, and return their `digests`."""
+    put_shard(store, folder, writer)
+    return digests(writer)
+
+
+def put_shard(store: ObjectStore, folder: str, writer: ShardWriter) -> None:
+    """Write all objects of a shard.
 
     Only the images are flushed to the disk: all else can be made again from the commit record.
     """
-    written = {}
     for key, parts in writer.objects():
-        digest, length = hashlib.sha256(), 0
-        for part in parts:
-            digest.update(part)
-            length += len(part)
         durable = key.split("/")[-1] != "zarr.json" and key.split("/")[1] in IMAGES
         store.put(f"{folder}/{key}", parts, durable=durable)
-        written[key] = (digest.hexdigest(), length)
-    return written
 
 
 #: Array to the field of `Encoded` that holds its chunk.
@@ -283,6 +294,7 @@ def _image_metadata(spec: ArraySpec, name: str) -> bytes:
             spec.shape,
             dtype=spec.dtype,
             fill=spec.fill,
+            codec=spec.codec,
             level=spec.compression_level,
             attributes={
                 "scale": float(spec.scale),
@@ -295,6 +307,7 @@ def _image_metadata(spec: ArraySpec, name: str) -> bytes:
         spec.shape[1:],
         dtype="uint8" if name == "mask" else str(spec.native_dtype),
         fill=0,
+        codec=spec.codec,
         level=spec.compression_level,
         attributes={"legend": LEGEND} if name == "mask" else {},
     )

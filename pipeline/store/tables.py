@@ -11,7 +11,7 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Literal, TypeVar
@@ -68,7 +68,7 @@ def json_schemas() -> dict[str, dict[str, Any]]:
 
 def from_rows(rows: Iterable[Any], cls: type) -> pa.Table:
     """Make a table of records."""
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema_of(cls))
+    return pa.Table.from_pylist([_plain(row) for row in rows], schema=schema_of(cls))
 
 
 def to_rows(table: pa.Table, cls: type[T]) -> list[T]:
@@ -268,8 +268,17 @@ class _Remote(io.RawIOBase):
         return self._store.get_ranges(self._key, [(start, stop)])[0] if stop > start else b""
 
 
+def _plain(value: Any) -> Any:
+    """Return a record as a dict, without copies of what it holds (`asdict` copies all of it)."""
+    if isinstance(value, list):
+        return [_plain(part) for part in value] if value and is_dataclass(value[0]) else value
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value
+
+
 def _fields(cls: type) -> list[pa.Field]:
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     return [_field(field.name, hints[field.name]) for field in fields(typing.cast(Any, cls))]
 
 
@@ -286,7 +295,7 @@ def _type(hint: Any) -> pa.DataType:
     if origin is Literal:
         return pa.string()
     if is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
+        hints = _hints(typing.cast(Any, hint))
         return pa.struct([(field.name, _type(hints[field.name])) for field in fields(hint)])
     return _SCALARS[hint]
 
@@ -301,8 +310,14 @@ def _record(values: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is list:
         return [_record(value, arguments[0]) for value in values]
     if is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
+        hints = _hints(typing.cast(Any, hint))
         return typing.cast(Any, hint)(**{k: _record(v, hints[k]) for k, v in values.items()})
     if isinstance(values, datetime):
         return values.astimezone(UTC)
     return values
+
+
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    """Return what a record's fields are; working it out compiles every annotation."""
+    return typing.get_type_hints(cls)

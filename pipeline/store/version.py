@@ -37,6 +37,8 @@ class ShardEntry:
 
     shard: str
     revision: int
+    attempt: int = 1
+    """`Commit.attempt`."""
     commit_digest: str
     """sha256 (hex) of the commit record."""
     extents: dict[str, Extent]
@@ -44,8 +46,9 @@ class ShardEntry:
 
     @property
     def name(self) -> str:
-        """Shard and revision as the index has them: `p000001-s00042/r1`."""
-        return f"{self.shard}/r{self.revision}"
+        """Shard and revision as the index has them, its folder: `p000001-s00042/r1`."""
+        folder = layout.shard_folder(self.shard, self.revision, self.attempt)
+        return folder.removeprefix(f"{layout.SHARDS}/")
 
     @classmethod
     def of(cls, commit: Commit, commit_digest: str) -> ShardEntry:
@@ -57,6 +60,7 @@ class ShardEntry:
         return cls(
             shard=commit.shard,
             revision=commit.revision,
+            attempt=commit.attempt,
             commit_digest=commit_digest,
             extents=extents,
         )

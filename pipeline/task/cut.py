@@ -42,8 +42,16 @@ class Placement:
         return self.inside == (whole, whole)
 
 
-def place(patch: PlannedPatch, scene: Scene, *, size_px: int, pixel_m: float) -> Placement:
-    """Return where a patch lies in a scene of its zone."""
+def place(
+    patch: PlannedPatch, scene: Scene, *, size_px: int, pixel_m: float, warped: bool = False
+) -> Placement:
+    """Return where a patch lies in a scene of its zone.
+
+    What is `warped` comes on the patch's own pixels, wherever the scene has them.
+    """
+    if warped:
+        whole = slice(0, size_px)
+        return Placement(0, 0, size_px, pixel_m, 0.0, 0.0, (whole, whole))
     window, east_px, south_px = window_of(
         epsg=patch.epsg,
         x_min_m=patch.x_min_m,
@@ -88,8 +96,10 @@ class Cut:
         return np.take(np.take(read, self.cols, axis=2), self.rows, axis=1)
 
 
-def cut(place: Placement, file_m: float, *, average: bool = False) -> Cut:
+def cut(place: Placement, file_m: float, *, average: bool = False, inset_m: float = 0) -> Cut:
     """Return what to read of a file with pixels of `file_m` metres.
+
+    Its north-western corner lies `inset_m` inside the scene's, east and south.
 
     Raises
     ------
@@ -109,8 +119,9 @@ def cut(place: Placement, file_m: float, *, average: bool = False) -> Cut:
             )
         edge = place.size_px * factor
         return Cut(Window(place.col * factor, place.row * factor, edge, edge), None, None, factor)
-    left, cols = _under_centres(place.col, place.size_px, step)
-    top, rows = _under_centres(place.row, place.size_px, step)
+    inset_px = inset_m / file_m
+    left, cols = _under_centres(place.col, place.size_px, step, inset_px)
+    top, rows = _under_centres(place.row, place.size_px, step, inset_px)
     return Cut(Window(left, top, int(cols[-1]) + 1, int(rows[-1]) + 1), rows, cols)
 
 
@@ -123,12 +134,14 @@ def resampled(place_m: float, file_m: float, *, average: bool) -> str:
     return "average" if average and place_m > file_m else "nearest"
 
 
-def _under_centres(start: int, count: int, step: float) -> tuple[int, NDArray[np.intp]]:
+def _under_centres(
+    start: int, count: int, step: float, inset_px: float
+) -> tuple[int, NDArray[np.intp]]:
     """Return the first file pixel under the centres of stored pixels, and each one's from there.
 
     Where a centre falls on an edge of the file's pixels, the one after it is taken.
     """
-    centres = (start + np.arange(count) + 0.5) * step
+    centres = (start + np.arange(count) + 0.5) * step - inset_px
     pixels = np.floor(centres + _SAME).astype(np.intp)
     return int(pixels[0]), pixels - pixels[0]
 

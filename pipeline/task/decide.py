@@ -22,6 +22,7 @@ from pipeline.stages.extract import (
     unsuitable,
 )
 from pipeline.store.shard import ArraySpec
+from pipeline.task.audit import Audit
 from pipeline.task.bands import Finished, Pick, Result, read_bands
 from pipeline.task.cut import place
 from pipeline.task.lock import Lock
@@ -61,6 +62,7 @@ def decide(
         A file could not be read now, and this is not the final round (see `Reader`).
     """
     quality = Quality(lock.loaded, lock.scenes, reader)
+    audit = Audit(lock.loaded, lock.scenes, reader)
     decided = {id(trial): Decided(trial) for trial in trials}
     with (
         ThreadPoolExecutor(MASK_READERS, "masks") as mask_readers,
@@ -69,7 +71,7 @@ def decide(
     ):
         # A candidate that its bands refuse sends the group back to the masks of the next one.
         while undecided := [trial for trial in trials if trial.open]:
-            _by_masks(undecided, lock, quality, mask_readers)
+            _by_masks(undecided, lock, quality, audit, mask_readers)
             picks = [
                 _pick(trial, member, lock, quality)
                 for trial in undecided
@@ -83,7 +85,9 @@ def decide(
     return list(decided.values())
 
 
-def _by_masks(trials: Sequence[Trial], lock: Lock, quality: Quality, threads: Executor) -> None:
+def _by_masks(
+    trials: Sequence[Trial], lock: Lock, quality: Quality, audit: Audit, threads: Executor
+) -> None:
     """Take every open group to a candidate that passes by its masks, or to its end.
 
     Leaders are asked before followers: where a leader is cloudy nothing of its followers is read.
@@ -93,17 +97,20 @@ def _by_masks(trials: Sequence[Trial], lock: Lock, quality: Quality, threads: Ex
             asked = [trial for trial in asked if _each(trial, whom, _suits(lock))]
             listed = listed_by(trial for trial in trials if trial.open)
             wanted = {
-                scene: _in_zone(listed[scene], lock.scenes[scene])
+                scene: _in_zone(listed[scene], lock.scenes[scene], lock)
                 for scene in needed_scenes(asked, whom)
             }
             quality.load(wanted, threads)
             asked = [trial for trial in asked if _each(trial, whom, _looks_good(lock, quality))]
+        audit.load(needed_scenes(asked, _members), threads)
         for trial in asked:
-            trial.accepted = True
+            trial.accepted = _each(trial, _members, _is_as_stated(audit))
 
 
-def _in_zone(patches: Sequence[PlannedPatch], scene: Scene) -> list[PlannedPatch]:
+def _in_zone(patches: Sequence[PlannedPatch], scene: Scene, lock: Lock) -> list[PlannedPatch]:
     """Return the patches that a scene can serve at all; of the others nothing is to be read."""
+    if lock.loaded.products[scene.product].warp is not None:
+        return list(patches)
     return [patch for patch in patches if same_zone(patch.epsg, scene.epsg)]
 
 
@@ -141,6 +148,10 @@ def _leader(trial: Trial) -> tuple[PlannedPatch, ...]:
 
 def _followers(trial: Trial) -> tuple[PlannedPatch, ...]:
     return trial.members[1:]
+
+
+def _members(trial: Trial) -> tuple[PlannedPatch, ...]:
+    return trial.members
 
 
 Question = Callable[[Trial, PlannedPatch], Rejected | Failure | None]
@@ -187,6 +198,16 @@ def _looks_good(lock: Lock, quality: Quality) -> Question:
     return ask
 
 
+def _is_as_stated(audit: Audit) -> Question:
+    """Return the question whether a candidate's pixels are what its catalogue says."""
+
+    def ask(trial: Trial, member: PlannedPatch) -> Rejected | Failure | None:
+        verdicts = (audit.verdict(name) for name in trial.scenes(member))
+        return next((verdict for verdict in verdicts if verdict is not None), None)
+
+    return ask
+
+
 def _first_seen(masks: Sequence[SceneMask]) -> NDArray[np.uint8]:
     codes = masks[0].codes
     for mask in masks[1:]:
@@ -200,6 +221,9 @@ def _pick(trial: Trial, member: PlannedPatch, lock: Lock, quality: Quality) -> P
     scenes = tuple(lock.scenes[name] for name in names)
     masks = tuple(m for m in (quality.get(member, n) for n in names) if isinstance(m, SceneMask))
     size_px, pixel_m = lock.loaded.size_px(member.product), lock.loaded.pixel_m(member.product)
-    places = tuple(place(member, scene, size_px=size_px, pixel_m=pixel_m) for scene in scenes)
+    warped = lock.loaded.products[member.product].warp is not None
+    places = tuple(
+        place(member, scene, size_px=size_px, pixel_m=pixel_m, warped=warped) for scene in scenes
+    )
     quality.forget(member)
     return Pick(trial, member, scenes, masks, places)

@@ -69,6 +69,7 @@ def array_specs(lock: Lock) -> dict[str, ArraySpec]:
             wavelength_nm=tuple(facts.band(name).wavelength_nm for name in bands),
             pixel_m=lock.loaded.pixel_m(product),
             native_dtype=native_dtype(facts).name if facts.mask_layers else None,
+            codec=lock.loaded.recipe.shards.codec,
             compression_level=lock.loaded.recipe.shards.compression_level,
         )
     return specs

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.products.catalogue import LEGEND, Product
 from pipeline.raster.masks import FILL
-from pipeline.raster.radiometry import harmonise
+from pipeline.raster.radiometry import Convert, Harmonised, harmonise
 
 _DEFECTIVE = LEGEND["defective"]
 #: Codes that `defective` replaces. A cloud stays a cloud: bright ones saturate, and whoever drops
@@ -32,6 +32,8 @@ class Exposure:
     """Quality layers as delivered, packed, shape (y, x)."""
     marks: NDArray[Any] | None
     """The product's per-band quality layer, shape (band, y, x); not 0 where a value is marked."""
+    conversions: tuple[Convert, ...] = ()
+    """What the scene's coefficients make of each band; none where the product needs none."""
 
 
 @dataclass(slots=True)
@@ -74,7 +76,7 @@ class _Canvas:
 
     def __init__(self, exposure: Exposure, product: Product) -> None:
         self._product = product
-        made = harmonise(exposure.delivered, product=product, offset_add=exposure.offset_add)
+        made = _harmonised(exposure, product)
         self._stored, self._fill, self._saturated = made.stored, made.fill, made.saturated
         self._seen = _seen(exposure.codes, made.fill)
         self._codes = np.where(self._seen, exposure.codes, np.uint8(FILL))
@@ -83,7 +85,7 @@ class _Canvas:
 
     def add(self, exposure: Exposure) -> None:
         """Take from one more scene the pixels that none before it saw."""
-        made = harmonise(exposure.delivered, product=self._product, offset_add=exposure.offset_add)
+        made = _harmonised(exposure, self._product)
         take = _seen(exposure.codes, made.fill) & ~self._seen
         if not take.any():
             return
@@ -140,6 +142,15 @@ class _Canvas:
             int(np.count_nonzero(self._marks[band][self._seen])) for band in np.flatnonzero(present)
         )
         return marked / values
+
+
+def _harmonised(exposure: Exposure, product: Product) -> Harmonised:
+    return harmonise(
+        exposure.delivered,
+        product=product,
+        offset_add=exposure.offset_add,
+        conversions=exposure.conversions,
+    )
 
 
 def _seen(codes: NDArray[np.uint8], fill: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ from pipeline.products.catalogue import LEGEND, MaskLayer
 from pipeline.raster.masks import FILL, decode, native_dtype, pack
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import PlannedPatch, Scene
-from pipeline.stages.extract import Failure, choose_file, files_of, masked
+from pipeline.stages.extract import Failure, address, choose_file, files_of, masked
 from pipeline.task.cut import Cut, Placement, cut, place
 from pipeline.task.read import Pixels, Reader, Request
 
@@ -81,7 +81,7 @@ class Quality:
         if not masked(scene, product):
             return []
         pixel_m = self._loaded.pixel_m(product.id)
-        by_file: dict[tuple[str, float], list[MaskLayer]] = defaultdict(list)
+        by_file: dict[tuple[str, float], list[tuple[str, MaskLayer]]] = defaultdict(list)
         for layer in product.mask_layers:
             file = choose_file(
                 files_of(layer.name, scene, product),
@@ -90,10 +90,11 @@ class Quality:
                 finer=True,
             )
             if file is not None and not layer.per_band:
-                by_file[file.asset, file.pixel_m or layer.pixel_m].append(layer)
+                where = address(scene, file.asset), file.pixel_m or layer.pixel_m
+                by_file[where].append((file.asset, layer))
         return [
-            _Layers.of(scene, asset, file_m, layers, [self._place(p, scene) for p in patches])
-            for (asset, file_m), layers in by_file.items()
+            _Layers.of(scene, file_m, layers, [self._place(p, scene) for p in patches])
+            for (_, file_m), layers in by_file.items()
         ]
 
     def _place(self, patch: PlannedPatch, scene: Scene) -> Placement:
@@ -102,6 +103,7 @@ class Quality:
             scene,
             size_px=self._loaded.size_px(patch.product),
             pixel_m=self._loaded.pixel_m(patch.product),
+            warped=self._loaded.products[patch.product].warp is not None,
         )
 
     def _decode(
@@ -125,7 +127,8 @@ class Quality:
         except GiveUp as error:
             return Failure(error.failure, f"{scene.scene}: {error}")
         codes[spot.inside] = seen[spot.inside]
-        return SceneMask(codes, native, tuple(a.asked.request.asset for a in answers))
+        files = dict.fromkeys(name for a in answers for name in a.asked.request.assets)
+        return SceneMask(codes, native, tuple(files))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,21 +143,20 @@ class _Layers:
     def of(
         cls,
         scene: Scene,
-        asset: str,
         file_m: float,
-        layers: Sequence[MaskLayer],
+        layers: Sequence[tuple[str, MaskLayer]],
         places: Sequence[Placement],
     ) -> _Layers:
         cuts = tuple(cut(spot, file_m) for spot in places)
         request = Request(
             scene,
-            asset,
+            tuple(asset for asset, _ in layers),
             file_m,
-            tuple(layer.index for layer in layers),
+            tuple(layer.index for _, layer in layers),
             tuple(c.window for c in cuts),
             fill=0,
         )
-        return cls(request, tuple(layer.name for layer in layers), cuts)
+        return cls(request, tuple(layer.name for _, layer in layers), cuts)
 
     def stored(self, position: int, pixels: Pixels) -> dict[str, Pixels]:
         """Return the layers of one patch by name, brought to the stored pixels."""

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
 from pipeline.errors import GiveUp, TryAgain
-from pipeline.ports import ByteSource, Stat
+from pipeline.ports import ByteSource, PixelGrid, PixelSource, Stat
 from pipeline.raster.blocks import AssetRaster, open_asset
 from pipeline.raster.lattice import Window
+from pipeline.raster.warp import Prepare, WarpedRaster, open_warped
 from pipeline.records import Asset, Scene, Source
 from pipeline.stages.extract import Failure
 
 Pixels = NDArray[Any]
 
+#: Calibration tables of Sentinel-1 have 1 to 2 MB, an MTL.json has 20 kB.
+_LARGEST_DOCUMENT_BYTES = 2**24
 #: Names of JPEG 2000 files; everything else that is read is GeoTIFF.
 _JPEG2000 = (".jp2", ".j2k")
+
+
+@dataclass(frozen=True, slots=True)
+class Warp:
+    """How pixels that lie on no lattice come onto those of cells."""
+
+    grids: tuple[PixelGrid, ...]
+    """The cells' pixels, for each window one."""
+    method: str
+    """`nearest` or `bilinear`."""
+    nodata: float | None
+    prepare: Prepare | None = None
+    """What is done to delivered pixels before they are moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +44,8 @@ class Request:
     """Some bands of one file of a scene, for some windows."""
 
     scene: Scene
-    asset: str
+    assets: tuple[str, ...]
+    """For each wanted band the asset that holds it; all have one address."""
     file_m: float
     """Pixel size that the file must have."""
     indexes: tuple[int, ...]
@@ -35,6 +53,10 @@ class Request:
     windows: tuple[Window, ...]
     fill: float
     """Value of pixels beyond the raster."""
+    inset_m: float = 0
+    """How far the file's edges lie inside the scene's (`Band.inset_m`)."""
+    warp: Warp | None = None
+    """For files on no lattice: what is read in place of the windows."""
 
 
 class Reader:
@@ -43,7 +65,8 @@ class Reader:
     Parameters
     ----------
     source_of : callable
-        Returns the door through which a product's scenes are read, by product id.
+        Returns the door through which a scene is read: files, or pixels where its provider has no
+        files.
     known : mapping of str to Source
         Files as an earlier revision of the shard read them, by href: they must be the same.
     final : bool
@@ -57,7 +80,7 @@ class Reader:
 
     def __init__(
         self,
-        source_of: Callable[[str], ByteSource],
+        source_of: Callable[[Scene], ByteSource | PixelSource],
         known: Mapping[str, Source],
         *,
         final: bool,
@@ -84,9 +107,13 @@ class Reader:
             A passing failure, unless this is the final round; `circuit-open` always.
         """
         try:
-            asset = _asset(request)
-            source = self._source_of(request.scene.product)
+            asset = _asset(request.scene, request.assets)
+            source = self._source_of(request.scene)
+            if isinstance(source, PixelSource):
+                return self._computed(source, asset, request)
             driver = "JP2OpenJPEG" if asset.href.lower().endswith(_JPEG2000) else "GTiff"
+            if request.warp is not None:
+                return self._warped(source, asset, request, request.warp)
             with open_asset(source, asset.href, driver=(driver,), threads=self._threads) as raster:
                 self._compare(asset, raster.stat)
                 _expected(raster, request)
@@ -103,9 +130,92 @@ class Reader:
                 raise
             return [Failure(error.failure, str(error))] * len(request.windows)
 
+    def document(self, scene: Scene, asset: str) -> bytes | Failure:
+        """Return a file of a scene's metadata, whole.
+
+        Raises
+        ------
+        TryAgain
+            As `read`.
+        """
+        try:
+            there = _asset(scene, (asset,))
+            source = self._source_of(scene)
+            if isinstance(source, PixelSource):
+                raise GiveUp(f"{there.href}: {scene.provider} serves pixels only.", failure="gone")
+            stat = source.stat(there.href)
+            if stat.size_bytes > _LARGEST_DOCUMENT_BYTES:
+                raise GiveUp(
+                    f"{there.href} has {stat.size_bytes} bytes; metadata have at most "
+                    f"{_LARGEST_DOCUMENT_BYTES}.",
+                    failure="wrong-size",
+                )
+            self._compare(there, stat)
+            return source.ranges(there.href, [(0, stat.size_bytes)])[0]
+        except GiveUp as error:
+            return Failure(error.failure, str(error))
+        except TryAgain as error:
+            if not self._final or error.failure == "circuit-open":
+                raise
+            return Failure(error.failure, str(error))
+
+    def overview(self, request: Request, *, most_px: int) -> Pixels | Failure | None:
+        """Return the first band of a request for the whole scene, thinned out, shape (y, x).
+
+        None: the file has no overview so small, or it is no file.
+
+        Raises
+        ------
+        TryAgain
+            As `read`.
+        """
+        try:
+            asset = _asset(request.scene, request.assets)
+            source = self._source_of(request.scene)
+            if isinstance(source, PixelSource):
+                return None
+            driver = "JP2OpenJPEG" if asset.href.lower().endswith(_JPEG2000) else "GTiff"
+            with open_asset(source, asset.href, driver=(driver,), threads=1) as raster:
+                self._compare(asset, raster.stat)
+                _expected(raster, request)
+                return raster.overview(request.indexes[0], most_px=most_px)
+        except GiveUp as error:
+            return Failure(error.failure, str(error))
+        except TryAgain as error:
+            if not self._final or error.failure == "circuit-open":
+                raise
+            return Failure(error.failure, str(error))
+
     def source(self, scene: Scene, asset: str) -> Source | None:
         """Return what was read of a file of a scene: its address, tag and length."""
         return next((self._used.get(a.href) for a in scene.assets if a.name == asset), None)
+
+    def _computed(
+        self, source: PixelSource, asset: Asset, request: Request
+    ) -> list[Pixels | Failure]:
+        """Return the windows of an image that is no file, each by a request of its own.
+
+        Its address names one version of it, so there is nothing to compare.
+        """
+
+        def one(grid: PixelGrid) -> Pixels | Failure:
+            try:
+                return source.pixels(asset.href, request.assets, grid, fill=request.fill)
+            except GiveUp as error:
+                return Failure(error.failure, str(error))
+            except TryAgain as error:
+                if not self._final or error.failure == "circuit-open":
+                    raise
+                return Failure(error.failure, str(error))
+
+        grids = [_grid(window, request) for window in request.windows]
+        if request.warp is not None:
+            grids = list(request.warp.grids)
+        with ThreadPoolExecutor(source.concurrency, "windows") as pool:
+            found = list(pool.map(one, grids))
+        with self._lock:
+            self._used[asset.href] = Source(href=asset.href, etag=None, size_bytes=None)
+        return found
 
     def _windows(self, raster: AssetRaster, request: Request) -> list[Pixels | Failure]:
         try:
@@ -120,6 +230,23 @@ class Reader:
             return raster.read(request.indexes, [window], fill=request.fill)[0]
         except GiveUp as error:
             return Failure(error.failure, str(error))
+
+    def _warped(
+        self, source: ByteSource, asset: Asset, request: Request, how: Warp
+    ) -> list[Pixels | Failure]:
+        """Return a file's pixels on those of cells; one that fails spoils no other."""
+
+        def one(raster: WarpedRaster, grid: PixelGrid) -> Pixels | Failure:
+            try:
+                return raster.read(
+                    request.indexes, grid, method=how.method, nodata=how.nodata, prepare=how.prepare
+                )
+            except GiveUp as error:
+                return Failure(error.failure, str(error))
+
+        with open_warped(source, asset.href) as raster:
+            self._compare(asset, raster.stat)
+            return [one(raster, grid) for grid in how.grids]
 
     def _compare(self, asset: Asset, stat: Stat) -> None:
         """Keep tag and length of a file, and refuse one that is not what was read before."""
@@ -136,34 +263,51 @@ class Reader:
             self._used[asset.href] = found
 
 
-def _asset(request: Request) -> Asset:
-    for asset in request.scene.assets:
-        if asset.name == request.asset:
-            return asset
-    raise GiveUp(f"{request.scene.scene} has no file {request.asset!r}.", failure="gone")
+def _asset(scene: Scene, names: tuple[str, ...]) -> Asset:
+    """Return the first of the wanted assets, whose address is that of all."""
+    there = {asset.name: asset for asset in scene.assets}
+    for name in names:
+        if name not in there:
+            raise GiveUp(f"{scene.scene} has no file {name!r}.", failure="gone")
+    return there[names[0]]
+
+
+def _grid(window: Window, request: Request) -> PixelGrid:
+    """Return where a window's pixels lie: on the image's own, so that none is resampled."""
+    scene, pixel_m = request.scene, request.file_m
+    return PixelGrid(
+        epsg=scene.epsg,
+        x_min_m=scene.x_min_m + window.col * pixel_m,
+        y_max_m=scene.y_max_m - window.row * pixel_m,
+        pixel_m=pixel_m,
+        width_px=window.width,
+        height_px=window.height,
+    )
 
 
 def _expected(raster: AssetRaster, request: Request) -> None:
     """Make sure that a file is the raster that its scene's metadata promised."""
-    scene, name = request.scene, f"{request.scene.scene}, file {request.asset}"
+    scene, name = request.scene, f"{request.scene.scene}, file {request.assets[0]}"
     if raster.epsg != scene.epsg or abs(raster.pixel_m - request.file_m) > 1e-6:
         raise GiveUp(
             f"{name} has EPSG:{raster.epsg} and pixels of {raster.pixel_m:g} m; "
             f"EPSG:{scene.epsg} and {request.file_m:g} m were promised.",
             failure="wrong-grid",
         )
+    inset_m = request.inset_m
+    x_min_m, y_max_m = scene.x_min_m + inset_m, scene.y_max_m - inset_m
     raster.check(
         epsg=scene.epsg,
-        x_min_m=scene.x_min_m,
-        y_min_m=scene.y_min_m,
-        x_max_m=scene.x_max_m,
-        y_max_m=scene.y_max_m,
+        x_min_m=x_min_m,
+        y_min_m=scene.y_min_m + inset_m,
+        x_max_m=scene.x_max_m - inset_m,
+        y_max_m=y_max_m,
     )
     # Windows are counted from the promised corner, so half a pixel would be half a pixel.
-    off_m = max(abs(raster.x_min_m - scene.x_min_m), abs(raster.y_max_m - scene.y_max_m))
+    off_m = max(abs(raster.x_min_m - x_min_m), abs(raster.y_max_m - y_max_m))
     if off_m > 0.01 * raster.pixel_m:
         raise GiveUp(
             f"{name} starts at {raster.x_min_m:.3f}, {raster.y_max_m:.3f}; "
-            f"{scene.x_min_m:.3f}, {scene.y_max_m:.3f} was promised.",
+            f"{x_min_m:.3f}, {y_max_m:.3f} was promised.",
             failure="wrong-grid",
         )

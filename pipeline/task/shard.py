@@ -8,24 +8,28 @@ from functools import lru_cache
 
 import numpy as np
 
-from pipeline.errors import TryAgain
-from pipeline.ports import ByteSource, ObjectStore
+from pipeline.errors import IntegrityError, TryAgain
+from pipeline.ports import ByteSource, ObjectStore, PixelSource
 from pipeline.recipe import LoadedRecipe
-from pipeline.records import LedgerRow
+from pipeline.records import LedgerRow, Scene
+from pipeline.sources.earthengine_pixels import EarthEnginePixels
 from pipeline.sources.http import open_source
-from pipeline.sources.providers import Provider, load_provider
+from pipeline.sources.providers import Provider, provider_of
 from pipeline.stages.extract import Trial, too_many_failures, trials_of
-from pipeline.store import layout
-from pipeline.store.commit import Commit, read_commit, write_commit
+from pipeline.store.commit import Commit, claim_folder, clear_others, read_commit, write_commit
 from pipeline.store.objects import open_store
-from pipeline.store.shard import NO_TIME, ArraySpec, ShardWriter, store_shard
+from pipeline.store.shard import NO_TIME, ArraySpec, ShardWriter, digests, put_shard
 from pipeline.store.tables import from_rows, to_rows
 from pipeline.task.account import known_sources, not_written, written
 from pipeline.task.copy import copy_patches
 from pipeline.task.decide import Decided, decide
 from pipeline.task.lock import Lock, array_specs, read_lock
+from pipeline.task.memory import keep_memory
 from pipeline.task.order import ShardOrder, ShardReport
 from pipeline.task.read import Reader
+
+#: A door through which scenes are read: files, or pixels where the provider has no files.
+Source = ByteSource | PixelSource
 
 
 def build_shard(order: ShardOrder) -> ShardReport:
@@ -41,10 +45,11 @@ def build_shard(order: ShardOrder) -> ShardReport:
     Raises
     ------
     IntegrityError
-        What is stored contradicts itself, or another worker committed something else.
+        What is stored contradicts itself.
     RecipeError
         The recipe asks for pixels that the product does not have.
     """
+    keep_memory()
     store = open_store(order.root)
     if done := _done(store, order):
         return done
@@ -81,8 +86,8 @@ def build_shard(order: ShardOrder) -> ShardReport:
     # A worker that was taken for dead may have been faster.
     if done := _done(store, order):
         return done
-    _write(store, order, lock, specs, decided, rows, kept, before, report)
-    return report
+    report.committed = _write(store, order, lock, specs, decided, rows, kept, before, report)
+    return report if report.committed else _done(store, order) or report
 
 
 def _done(store: ObjectStore, order: ShardOrder) -> ShardReport | None:
@@ -149,8 +154,11 @@ def _write(
     kept: Sequence[LedgerRow],
     before: Commit | None,
     report: ShardReport,
-) -> None:
-    """Write the objects, then the commit that makes them a shard."""
+) -> bool:
+    """Write the objects, then the commit that makes them a shard.
+
+    Returns False if another worker, which came to another outcome, has committed meanwhile.
+    """
     writer = ShardWriter(specs)
     for group in decided:
         for pick, finished in group.patches:
@@ -161,13 +169,7 @@ def _write(
     ledger = sorted([*rows, *kept], key=lambda row: (row.product, row.sample, row.time))
     for product, spec in specs.items():
         _set_coordinates(writer, spec, lock, [row for row in ledger if row.product == product])
-    folder = layout.shard_folder(order.name, order.revision)
-    # Of an attempt that was killed, objects may be left that this one does not write.
-    mine = {f"{folder}/{key}" for key, _ in writer.objects()}
-    for key in [key for key in store.list(folder) if key not in mine]:
-        store.delete(key)
-    objects = store_shard(store, folder, writer)
-    write_commit(
+    commit = claim_folder(
         store,
         Commit(
             shard=order.name,
@@ -175,13 +177,24 @@ def _write(
             plan=order.plan,
             identity=lock.loaded.identity,
             plan_digest=lock.plan_digest,
-            objects=objects,
+            objects=digests(writer),
             specs=specs,
             ledger=from_rows(ledger, LedgerRow),
         ),
     )
-    report.committed = True
-    report.bytes = sum(size for _, size in objects.values())
+    # Nothing may stay there that this outcome does not have.
+    mine = {f"{commit.folder}/{key}" for key in commit.objects}
+    for key in [key for key in store.list(commit.folder) if key not in mine]:
+        store.delete(key)
+    put_shard(store, commit.folder, writer)
+    try:
+        write_commit(store, commit)
+    except IntegrityError:
+        clear_others(store, read_commit(store, order.name, order.revision))
+        return False
+    clear_others(store, commit)
+    report.bytes = sum(size for _, size in commit.objects.values())
+    return True
 
 
 def _set_coordinates(
@@ -220,10 +233,11 @@ def _before(store: ObjectStore, order: ShardOrder) -> Commit | None:
 class _Requests:
     """Counts the requests that one task makes through doors that live as long as the process."""
 
-    def __init__(self, lock: Lock, source_of: Callable[[str], ByteSource]) -> None:
-        products = sorted({scene.product for scene in lock.scenes.values()})
+    def __init__(self, lock: Lock, source_of: Callable[[Scene], Source]) -> None:
         # Products of one provider share its door; it is counted once.
-        self._sources = list({id(source): source for source in map(source_of, products)}.values())
+        kinds = {(scene.product, scene.provider): scene for scene in lock.scenes.values()}
+        sources = [source_of(kinds[key]) for key in sorted(kinds)]
+        self._sources = list({id(source): source for source in sources}.values())
         self._start = self._total()
 
     def made(self) -> int:
@@ -234,18 +248,18 @@ class _Requests:
         return sum(source.requests for source in self._sources)
 
 
-def sources_of(loaded: LoadedRecipe, share: float, run: str) -> Callable[[str], ByteSource]:
-    """Return the doors through which the recipe's products are read, by product id."""
+def sources_of(loaded: LoadedRecipe, share: float, run: str) -> Callable[[Scene], Source]:
+    """Return the doors through which the recipe's scenes are read."""
 
-    def source_of(product: str) -> ByteSource:
-        wish = loaded.wishes[product]
-        return _open(load_provider(wish.provider, url=wish.url), share, run)
+    def source_of(scene: Scene) -> Source:
+        return _open(provider_of(loaded, scene.product, scene.provider), share, run)
 
     return source_of
 
 
 @lru_cache(maxsize=32)
-def _open(provider: Provider, share: float, run: str) -> ByteSource:
+def _open(provider: Provider, share: float, run: str) -> Source:
     """Open a provider once for each run and process, so that limits and circuit breaker last."""
-    del run  # tells the doors of one run from those of another
-    return open_source(provider, share=share)
+    if provider.kind == "earth-engine":
+        return EarthEnginePixels(provider, share=share, run=run)
+    return open_source(provider, share=share, run=run)

@@ -49,6 +49,7 @@ class Progress:
         self._total: int | None = None
         self._done = 0
         self._counts: dict[str, int] = {}
+        self._shown = ""
         self._began_s = self._said_s = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -92,6 +93,7 @@ class Progress:
         """Begin a step of `total` items (None: unknown); ends the step before it."""
         self.finish()
         self._label, self._total, self._done, self._counts = label, total, 0, {}
+        self._shown = ""
         self._began_s = self._said_s = time.monotonic()
         if self._live is not None:
             self._task = self._live.add_task(label, total=total, rate="", counts="")
@@ -107,6 +109,10 @@ class Progress:
             )
         elif time.monotonic() - self._said_s >= LINE_EVERY_S:
             self._line()
+
+    def show(self, text: str) -> None:
+        """Say something beside the bar from now on, for example how fast the work is."""
+        self._shown = text
 
     def note(self, text: str) -> None:
         """Say something once, above the bar."""
@@ -138,4 +144,5 @@ class Progress:
         return f"{seconds:.0f} s left" if seconds < 120 else f"{seconds / 60:.0f} min left"
 
     def _tally(self) -> str:
-        return " ".join(f"{name} {number}" for name, number in self._counts.items() if number)
+        counts = " ".join(f"{name} {number}" for name, number in self._counts.items() if number)
+        return "  ".join(part for part in (counts, self._shown) if part)

@@ -14,6 +14,7 @@ COMMANDS = get_command(app).commands
 WANTED = {
     *("sample", "search", "plan", "extract", "publish", "pretrain", "evaluate"),
     *("run", "check", "init", "status", "retry", "verify", "simulate", "serve"),
+    *("embed", "export"),
     *("products", "recipes", "schemas"),
 }
 

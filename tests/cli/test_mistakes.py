@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
+from pipeline.errors import FINAL, PASSING
 
 RECIPE = """
 name = "tiny"
@@ -58,7 +60,7 @@ def call(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, s
         ('"enmap30"', '"enmap31"', "no lattice 'enmap31'; known are: s2r10"),
         ("2022-08-01", "2022-06-01", "`slots` `start` 2022-07-01 must be before `end` 2022-06-01"),
         ("2022-08-01", '"2022-8"', "`slots.end` should be a valid date"),
-        ('id = "enmap-l2a"', 'id = "enmap-l3"', "no product 'enmap-l3'; built in are: enmap-l2a"),
+        ('id = "enmap-l2a"', 'id = "enmap-l3"', "no product 'enmap-l3'; built in are: "),
         ('path = "archive"', "", "`product.enmap-l2a` needs `path`"),
         ('"archive"', '"archive"\nbands = ["B999"]', "no band 'B999'; it has: B001, B002 ... B224"),
         ('"archive"', '"archive"\nbands = []', "`bands` is empty"),
@@ -68,6 +70,13 @@ def call(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, s
         ('"archive"', '"archive"\n[pretrain]\nproduct = "x"', "`pretrain.product` is 'x'; allowed"),
         ('"archive"', '"archive"\n[evaluate]\nlabels = "x"', "`evaluate.labels` is 'x'; allowed"),
         ('name = "tiny"', "name = tiny", "is not valid TOML: Invalid value (at line 2"),
+        ('"archive"', '"archiv"', "archiv does not exist"),
+        ("points.csv", "point.csv", "point.csv does not exist"),
+        ('path = "archive"', 'provider = "google"', "no provider 'google'; known are: local"),
+        ('path = "archive"', 'provider = ["dlr", "usgs"]', "'usgs' does not serve enmap-l2a"),
+        ('path = "archive"', 'provider = "stac"', "needs a `url`"),
+        ('path = "archive"', 'provider = "static"\nurl = "c.json"', "c.json of provider 'static'"),
+        ('"archive"', '"archive"\n[pretrain]\nbackbone = "vit_huge"', "is 'vit_huge'; allowed are"),
     ],
 )
 def test_a_wrong_recipe_names_file_and_key_and_what_is_allowed(recipe, old, new, said, capsys):
@@ -99,6 +108,23 @@ def test_stages_out_of_order_name_the_one_that_is_missing(recipe, tmp_path, caps
     for command in ("sample", "plan"):
         _, _, err = call(command, tmp_path / "scenes.toml", "--root", root, capsys=capsys)
         assert "run `terrashard search` first" in err
+
+
+def test_a_failure_class_that_does_not_exist_is_refused_before_any_work(recipe, tmp_path, capsys):
+    for root in ("none", "root"):
+        code, _, err = call("retry", recipe, "--root", root, "--only", "time-out", capsys=capsys)
+        assert code == 2
+        assert "no failure class 'time-out'; there are: throttled, " in err
+        assert not (tmp_path / root).exists()
+
+
+def test_every_failure_class_of_the_ledger_is_listed():
+    """A class that is raised where files are read can be asked for by name."""
+    folder = Path(cli.__file__).parent
+    files = [p for room in ("sources", "raster", "task") for p in (folder / room).glob("*.py")]
+    found = {name for p in files for name in re.findall(r'failure="([a-z-]+)"', p.read_text())}
+    assert "gone" in found
+    assert found <= {*PASSING, *FINAL}
 
 
 def test_another_recipes_root_is_refused_by_every_command_and_told_apart_by_key(

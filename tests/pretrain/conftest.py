@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, get_args
 
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from pipeline import recipe
+from pipeline.pretrain import backbones
+from pipeline.pretrain.backbones import EncoderShape
+from pipeline.pretrain.batches import Batch, Stored
 from pipeline.pretrain.methods.method import View
+from pipeline.pretrain.normalise import Normaliser
+from pipeline.pretrain.train import Run, build_run, train
+from pipeline.recipe import Pretrain
+
+#: Every method a recipe can name.
+METHODS = get_args(Pretrain.model_fields["method"].annotation)
+#: Of the tiny runs: two products with bands of their own, two classes.
+BANDS = {"image": 3, "radar": 2}
+CLASSES = 2
+TINY: dict[str, Any] = {
+    "batch_size": 4,
+    "crop_px": 8,
+    "queue": 10,
+    "projector_width": 8,
+    "prototypes": 8,
+    "windows": 3,
+    "local_px": 4,
+    "local_crops": 2,
+    "frozen_fraction": 0.2,
+    "warmup_steps": 2,
+}
 
 
 @pytest.fixture
@@ -61,3 +89,74 @@ def view() -> Callable[..., View]:
         return View(image, torch.ones_like(image, dtype=torch.bool))
 
     return build
+
+
+def tiny_settings(method: str, **more: Any) -> Pretrain:
+    """A run of a method that takes a second."""
+    backbone = "vit_tiny" if method in ("mae", "data2vec") else "small"
+    return Pretrain(**{"method": method, "backbone": backbone, "steps": 8, **TINY, **more})
+
+
+@dataclass
+class Tiny:
+    """A run of a method on random pixels of (seed, step)."""
+
+    settings: Pretrain
+    kept: list[int] = field(default_factory=list)
+    """Steps at which it was to be saved."""
+
+    def __post_init__(self) -> None:
+        self.run: Run = build_run(
+            self.settings, self.shape, torch.device("cpu"), second=self.second, classes=CLASSES
+        )
+
+    @property
+    def shape(self) -> EncoderShape:
+        return EncoderShape(self.settings.backbone, BANDS["image"], 8, 4)
+
+    @property
+    def second(self) -> EncoderShape | None:
+        two = self.settings.method == "decur"
+        return EncoderShape(self.settings.backbone, BANDS["radar"], 8, 4) if two else None
+
+    def go_on(self, steps: int) -> None:
+        normalisers = {
+            product: Normaliser([50.0] * bands, [30.0] * bands, -32768)
+            for product, bands in BANDS.items()
+        }
+        train(
+            self.run,
+            itertools.islice(self._batches(), steps),
+            settings=self.settings,
+            shape=self.shape,
+            second=self.second,
+            normalisers=normalisers,
+            support=self._support if self.settings.method == "paws" else None,
+            checkpoint=lambda run: self.kept.append(run.step),
+            after_step=lambda _: None,
+        )
+
+    def _batches(self) -> Iterator[Batch]:
+        two = self.second is not None
+        products = list(BANDS) if two else ["image"] * self.run.method.views
+        for step in itertools.count(self.run.step):
+            random = torch.Generator().manual_seed(step)
+            yield tuple(_pixels(self.settings.batch_size, name, random) for name in products)
+
+    def _support(self, step: int) -> tuple[Stored, torch.Tensor]:
+        random = torch.Generator().manual_seed(-step)
+        return _pixels(2 * CLASSES, "image", random), torch.arange(CLASSES).repeat(2)
+
+
+def _pixels(count: int, product: str, random: torch.Generator) -> Stored:
+    shape = (count, BANDS[product], 12, 12)
+    bands = torch.randint(0, 100, shape, generator=random).short()
+    return Stored(bands, torch.ones(count, 12, 12, dtype=torch.uint8), product)
+
+
+@pytest.fixture
+def tiny_run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tiny]:
+    """Begin a tiny run of a method; `small` is timm's own ResNet for tests."""
+    monkeypatch.setitem(backbones.RESNETS, "small", "test_resnet")
+    monkeypatch.setattr(recipe, "BACKBONES", (*recipe.BACKBONES, "small"))
+    return lambda method, **more: Tiny(tiny_settings(method, **more))

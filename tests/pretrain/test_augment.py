@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pipeline.pretrain.augment import Augmentation, blur, crop, draw_boxes, kernel_px, resize
+from pipeline.pretrain.augment import (
+    LEAST_VALID,
+    Augmentation,
+    blur,
+    choose_boxes,
+    crop,
+    draw_boxes,
+    kernel_px,
+    resize,
+)
 from pipeline.pretrain.methods.method import View
 
 UPRIGHT = torch.ones(1, 2)
@@ -109,3 +120,44 @@ def test_equal_generators_draw_equal_views_and_bands_move_together():
     assert torch.equal(first.image, second.image)
     torch.testing.assert_close(first.image[:, 0], first.image[:, 1])
     assert not torch.equal(first.image[0], first.image[1])
+
+
+def share_of(valid, box):
+    """Share of a box's values that are valid, of the bands that have any, the slow way."""
+    upper, left, tall, wide = box.tolist()
+    rows = slice(math.floor(upper), math.ceil(upper + tall))
+    columns = slice(math.floor(left), math.ceil(left + wide))
+    present = valid.flatten(1).any(dim=1)
+    return valid[present][:, rows, columns].float().mean().item()
+
+
+@given(st.integers(0, 2**32))
+def test_the_first_crop_that_shows_enough_is_taken_or_the_best(seed):
+    random = torch.Generator().manual_seed(seed)
+    valid = torch.zeros(6, 3, 20, 30, dtype=torch.bool)
+    valid[:, :2, :, : int(torch.randint(1, 30, (), generator=random))] = True  # the third is absent
+    boxes = draw_boxes(6 * 8, 20, 30, (0.1, 0.6), random).view(6, 8, 4)
+    for item, chosen in enumerate(choose_boxes(valid, boxes)):
+        shares = [share_of(valid[item], box) for box in boxes[item]]
+        assume(all(abs(share - LEAST_VALID) > 1e-6 for share in shares))  # rounding decides
+        enough = [k for k, share in enumerate(shares) if share >= LEAST_VALID]
+        if enough:
+            assert torch.equal(chosen, boxes[item, enough[0]])
+        else:
+            assert share_of(valid[item], chosen) == pytest.approx(max(shares))
+
+
+def test_crops_of_a_patch_at_the_edge_of_a_swath_show_the_swath():
+    valid = torch.zeros(256, 2, 40, 40, dtype=torch.bool)
+    valid[..., :25] = True
+    seen = View(valid.float(), valid)
+    out = Augmentation(16, area=(0.1, 0.5))(seen, torch.Generator().manual_seed(0))
+    enough = out.valid.float().mean(dim=(1, 2, 3)) > LEAST_VALID - 0.1
+    assert enough.float().mean() > 0.98
+
+
+def test_an_item_without_any_valid_value_is_cropped_all_the_same():
+    nothing = torch.zeros(2, 3, 12, 12)
+    out = Augmentation(8)(View(nothing, nothing.bool()), torch.Generator().manual_seed(0))
+    assert not out.valid.any()
+    assert not out.image.any()

@@ -9,6 +9,7 @@ import torch
 from lightly.loss import DINOLoss
 from lightly.models.modules import DINOProjectionHead
 from lightly.utils.scheduler import cosine_schedule
+from torch import nn
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain.backbones import EncoderShape, build_encoder
@@ -40,10 +41,13 @@ def crops(view, count=4):
     return large + [view(count, 3, size_px=5, seed=seed) for seed in range(2, 5)]
 
 
-def learn(method, views, optimizer=None):
+def learn(method, views, optimizer=None, *, step=0):
+    method.begin(step)
     learned = method(views, torch.Generator())
     method.zero_grad()
     learned.loss.backward()
+    for parameter in method.still():
+        parameter.grad = None
     if optimizer is not None:
         optimizer.step()
     return learned
@@ -118,12 +122,11 @@ def test_the_teacher_follows_on_a_cosine_over_all_steps():
 def test_late_in_a_run_the_teacher_still_moves(tiny_net, view):
     method = dino(tiny_net)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
-    for _ in range(3):
-        learn(method, crops(view), optimizer)
-    method.set_extra_state({"step": STEPS * 9 // 10})
+    for step in range(3):
+        learn(method, crops(view), optimizer, step=step)
     before = [p.clone() for p in method.encoder.parameters()]
     students = [p.detach().clone() for p in method.student.parameters()]
-    learn(method, crops(view))
+    learn(method, crops(view), step=STEPS * 9 // 10)
     left = schedule().momentum(STEPS * 9 // 10 - 1)
     assert left < 1
     moved = zip(before, students, method.encoder.parameters(), strict=True)
@@ -154,8 +157,8 @@ def test_prototypes_stand_still_at_first_even_under_decay(tiny_net, view):
     method = dino(tiny_net, schedule(frozen_steps=2))
     optimizer = torch.optim.AdamW(method.parameters(), lr=0.1, weight_decay=0.5)
     prototypes, first = method.student_head.prototypes, method.student_head.prototypes.clone()
-    for frozen in (True, True, False):
-        learn(method, crops(view), optimizer)
+    for step, frozen in enumerate((True, True, False)):
+        learn(method, crops(view), optimizer, step=step)
         assert torch.equal(prototypes, first) == frozen
 
 
@@ -182,13 +185,12 @@ def _joined(views):
     return [torch.cat([v.image for v in part]) for part in (views[:2], views[2:])]
 
 
-def test_centre_and_step_are_part_of_the_state(tiny_net, view):
+def test_the_centre_is_part_of_the_state(tiny_net, view):
     method, other = dino(tiny_net), dino(tiny_net)
     learn(method, crops(view))
     other.load_state_dict(method.state_dict())
     assert torch.equal(other.centre, method.centre)
     assert other.centre.any()
-    assert other.step == method.step == 1
 
 
 def test_loss_and_cosines_are_float32_inside_autocast(tiny_net, view):
@@ -247,3 +249,20 @@ def test_a_recipe_says_what_the_method_is_made_of():
     assert method.schedule == Schedule(200, 0.9, 0.04, 0.07, 50, 20)
     assert method.centre_momentum == 0.8
     assert method.centre.shape == (16,)
+
+
+def test_a_vit_student_leaves_blocks_out_and_its_teacher_none():
+    method = build_method(Pretrain(method="dino"), EncoderShape("vit_tiny", 3, 16, 4))
+    students = [block.drop_path1 for block in method.student.blocks]
+    rates = [getattr(part, "drop_prob", 0.0) for part in students]
+    assert rates == pytest.approx([0.1 * k / 11 for k in range(12)])
+    assert all(isinstance(block.drop_path1, nn.Identity) for block in method.encoder.blocks)
+    assert method.student.state_dict().keys() == method.encoder.state_dict().keys()
+
+
+def test_the_recipe_of_the_paper_is_the_usual_one():
+    settings = Pretrain(method="dino", steps=100, batch_size=512)
+    assert settings.learning_rate == pytest.approx(3e-4)
+    assert (settings.weight_decay, settings.weight_decay_end) == (0.04, 0.4)
+    assert (settings.warmup_steps, settings.clip, settings.optimizer) == (10, 3.0, "adamw")
+    assert Pretrain(method="dino", clip=1.0, warmup_steps=0).clip == 1.0

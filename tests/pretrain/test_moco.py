@@ -83,6 +83,7 @@ def test_the_key_encoder_follows_by_momentum_and_gets_no_gradient(tiny_net, view
         for parameter in method.encoder.parameters():
             parameter.add_(1.0)
     apart = [p.detach().clone() for p in method.key_encoder.parameters()]
+    method.begin(0)
     method([view(4, 3), view(4, 3, seed=1)], torch.Generator()).loss.backward()
     online = method.encoder.parameters()
     for before, after, q in zip(apart, method.key_encoder.parameters(), online, strict=True):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.pretrain.monitors import health
+from pipeline.errors import RecipeError
+from pipeline.pretrain.monitors import health, wrong_with
 
 
 def gaussian(count, width, seed=0):
@@ -42,3 +43,31 @@ def test_the_cosine_is_the_mean_over_pairs():
 
 def test_zero_embeddings_are_a_collapse_and_no_error():
     assert health(torch.zeros(4, 3)).collapsed
+
+
+def lines(*pairs):
+    return [{"compared_std": std, "compared_rank": rank} for std, rank in pairs]
+
+
+def test_a_run_is_wrong_after_three_bad_lines_running_and_not_before():
+    well, one, flat = (0.9, 20.0), (0.05, 20.0), (0.9, 5.0)
+    assert wrong_with(lines(well, one, one)) is None
+    assert "deviation 0.050" in wrong_with(lines(well, one, one, one))
+    assert wrong_with(lines(well, flat, flat, well)) is None
+    assert "span 5.0" in wrong_with(lines(well, flat, flat, flat))
+    assert wrong_with(lines(*[(float("nan"), float("nan"))] * 5)) is None
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_run_that_says_the_same_of_everything_is_stopped_unless_told_not_to(stopped, tiny_run):
+    tiny = tiny_run("moco", health_every=1, learning_rate=1e-9, stop_collapsed=stopped)
+    last = tiny.run.method.head[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.fill_(1.0)
+    if stopped:
+        with pytest.raises(RecipeError, match=r"after step 3 .*deviation 0\.000"):
+            tiny.go_on(5)
+    else:
+        tiny.go_on(5)
+        assert tiny.run.step == 5

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
+import io
+from typing import get_args
 
 import pytest
 import torch
 
 from pipeline.errors import IntegrityError, RecipeError
 from pipeline.pretrain import checkpoint
-from pipeline.pretrain.backbones import EncoderShape
-from pipeline.pretrain.batches import Batch
-from pipeline.pretrain.methods.barlow import BarlowTwins
-from pipeline.pretrain.methods.dino import DINO, Schedule
-from pipeline.pretrain.methods.mae import MAE
-from pipeline.pretrain.methods.moco import MoCo
-from pipeline.pretrain.normalise import Normaliser
-from pipeline.pretrain.train import Run, last_health, train
+from pipeline.pretrain.train import last_health
 from pipeline.recipe import Pretrain
 from pipeline.run.pretrain import run_pretrain
 
-SHAPE = EncoderShape("tiny", 3, 8, 2)
 RECIPE = {
     "method": "moco",
     "backbone": "small",
@@ -54,48 +47,6 @@ class Killer:
         raise AssertionError(text)
 
 
-def batches(start, stop, views):
-    for step in range(start, stop):
-        random = torch.Generator().manual_seed(step)
-        bands = torch.randint(0, 100, (views, 4, 3, 12, 12), generator=random).short()
-        yield Batch(bands, torch.ones(views, 4, 12, 12, dtype=torch.uint8))
-
-
-def tiny_run(method, tiny_net, tiny_vit):
-    if method == "moco":
-        net = tiny_net(3)
-        torch.manual_seed(0)
-        built = MoCo(net, 6, queue=10, momentum=0.9, temperature=0.2, seed=0)
-    elif method == "barlow":
-        net = tiny_net(3)
-        torch.manual_seed(0)
-        built = BarlowTwins(net, 6, projector_width=8, off_diagonal=0.0051)
-    elif method == "dino":
-        net = tiny_net(3)
-        torch.manual_seed(0)
-        plan = Schedule(7, 0.5, 0.04, 0.07, 3, frozen_steps=1)
-        built = DINO(
-            net, 6, prototypes=8, schedule=plan, student_temperature=0.1, centre_momentum=0.9
-        )
-    else:
-        vit = tiny_vit(3)
-        torch.manual_seed(0)
-        built = MAE(vit, bands=3, mask_fraction=0.5)
-    return Run(built, torch.optim.AdamW(built.parameters(), lr=1e-3))
-
-
-def go_on(run, steps, settings, keep=None):
-    train(
-        run,
-        itertools.islice(batches(run.step, settings.steps, run.method.views), steps),
-        settings=settings,
-        shape=SHAPE,
-        normaliser=Normaliser([50.0] * 3, [30.0] * 3, -32768),
-        checkpoint=lambda run: keep.append(run.step) if keep is not None else None,
-        after_step=lambda _: None,
-    )
-
-
 def same(first, second):
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
@@ -106,42 +57,44 @@ def same(first, second):
     return first == second
 
 
-@pytest.mark.parametrize("method", ["moco", "mae", "barlow", "dino"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_from_a_saved_state_ends_with_the_same_bits(method, precision, tiny_net, tiny_vit):
-    settings = Pretrain(method=method, steps=7, checkpoint_every=3, precision=precision)
-    straight = tiny_run(method, tiny_net, tiny_vit)
-    kept: list[int] = []
-    go_on(straight, 7, settings, kept)
-    assert kept == [3, 6, 7]
+@pytest.mark.parametrize("method", get_args(Pretrain.model_fields["method"].annotation))
+def test_four_steps_and_four_resumed_end_with_the_bits_of_eight(method, tiny_run):
+    # An odd method is trained in bfloat16, or in two parts, so that these are held to it too.
+    more = {"checkpoint_every": 3, "precision": "bf16" if len(method) % 2 else "fp32"}
+    more["accumulate"] = 2 if method in ("moco", "swav", "mae") else 1
+    straight = tiny_run(method, **more)
+    straight.go_on(8)
+    assert straight.kept == [3, 6, 8]
 
-    first = tiny_run(method, tiny_net, tiny_vit)
-    go_on(first, 4, settings)
-    state, log = first.state(), first.log_csv()
+    first = tiny_run(method, **more)
+    first.go_on(4)
+    buffer = io.BytesIO()
+    torch.save(first.run.state(), buffer)
+    buffer.seek(0)
     torch.manual_seed(999)
     torch.rand(5)  # a new process has other global random numbers
-    second = tiny_run(method, tiny_net, tiny_vit)
-    second.restore(state, log)
-    go_on(second, 3, settings)
-    assert same(straight.state(), second.state())
-    assert straight.log_csv() == second.log_csv()
+    second = tiny_run(method, **more)
+    second.run.restore(torch.load(buffer, weights_only=True), first.run.log_csv())
+    second.go_on(4)
+    assert same(straight.run.state(), second.run.state())
+    assert straight.run.log_csv() == second.run.log_csv()
 
 
-def test_training_leaves_the_global_random_numbers_alone(tiny_net, tiny_vit):
+def test_training_leaves_the_global_random_numbers_alone(tiny_run):
     torch.manual_seed(4)
     wanted = torch.rand(1)
-    run = tiny_run("moco", tiny_net, tiny_vit)
+    tiny = tiny_run("moco")
     torch.manual_seed(4)
-    go_on(run, 2, Pretrain(steps=2))
+    tiny.go_on(2)
     assert torch.rand(1) == wanted
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tiny_net, tiny_vit):
-    run = tiny_run("moco", tiny_net, tiny_vit)
+def test_a_loss_that_is_no_number_stops_the_run(tiny_run):
+    tiny = tiny_run("moco")
     with torch.no_grad():
-        next(run.method.encoder.parameters()).fill_(float("nan"))
+        next(tiny.run.method.encoder.parameters()).fill_(float("nan"))
     with pytest.raises(RecipeError, match="learning_rate"):
-        go_on(run, 1, Pretrain(steps=2))
+        tiny.go_on(1)
 
 
 def test_killed_and_run_again_a_model_has_the_same_weights_and_log(published):
@@ -210,16 +163,16 @@ def test_the_log_says_how_healthy_each_step_was(published):
     short = {**RECIPE, "steps": 2}
     report = run_pretrain(published.recipe(pretrain=short), published.store, name="mine")
     log = published.store.get("models/mine/step-00000002/log.csv").decode().splitlines()
-    assert log[0] == "step,loss,learning_rate,embedding_std,mean_cosine,effective_rank"
+    assert log[0].startswith("step,loss,learning_rate,embedding_std,mean_cosine,effective_rank")
     assert [line.split(",")[0] for line in log[1:]] == ["1", "2"]
     assert float(log[2].split(",")[1]) == report.loss
 
 
-def test_health_is_that_of_the_last_logged_step(tiny_net, tiny_vit):
-    run = tiny_run("mae", tiny_net, tiny_vit)
-    go_on(run, 3, Pretrain(method="mae", steps=3))
-    assert [row[0] for row in run.log] == [1, 3]
-    assert last_health(run).rank == run.log[-1][5]
+def test_health_is_that_of_the_last_logged_step(tiny_run):
+    tiny = tiny_run("mae", steps=3)
+    tiny.go_on(3)
+    assert [row["step"] for row in tiny.run.log] == [1, 3]
+    assert last_health(tiny.run).rank == tiny.run.log[-1]["effective_rank"]
 
 
 @pytest.mark.parametrize("name", ["../up", "", "UP", "a/b", ".hidden"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +13,13 @@ from torch.utils.data import DataLoader
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain import checkpoint
-from pipeline.pretrain.batches import Order, read_batch, stream
 from pipeline.pretrain.dataset import PatchDataset
+from pipeline.pretrain.order import Order
+from pipeline.recipe import Pretrain
 from pipeline.run.pretrain import run_pretrain
 from pipeline.store.reader import open_dataset
 
+EVALUATE = {"labels": "labels", "window_px": 8}
 SHORT = {"backbone": "small", "steps": 1, "batch_size": 4, "crop_px": 8, "patch_px": 4, "queue": 8}
 
 
@@ -27,14 +33,48 @@ def test_a_masked_autoencoder_learns_and_its_encoder_can_be_loaded(published):
     assert not encoder.training
 
 
-@pytest.mark.parametrize("method", ["barlow", "dino"])
+EVERY = get_args(Pretrain.model_fields["method"].annotation)
+
+
+@pytest.mark.parametrize("method", [name for name in EVERY if name not in ("mae", "data2vec")])
 def test_another_method_is_one_line_of_the_recipe(method, published):
-    pretrain = {**SHORT, "method": method, "steps": 3}
-    report = run_pretrain(published.recipe(pretrain=pretrain), published.store, device="cpu")
+    pretrain = {**SHORT, "method": method, "steps": 3, "projector_width": 32}
+    loaded = published.recipe(pretrain=pretrain, evaluate=EVALUATE)
+    report = run_pretrain(loaded, published.store, device="cpu")
     model = checkpoint.load(published.store, report.model)
     encoder = checkpoint.load_encoder(published.store, model)
-    assert report.model.startswith(f"{method}-small-v1-")
+    assert report.model.startswith(f"{method}-small-v1-".replace("_", "-"))
     assert encoder(torch.zeros(2, 4, 8, 8)).shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"method": "decur", "pairs": "times"}, "two products"),
+        ({"method": "decur", "more_products": ["labels"]}, "'labels'"),
+        ({"method": "paws"}, "support_labels"),
+        ({"method": "data2vec"}, "choose a ViT"),
+        ({"knn_every": 1}, "evaluate.labels"),
+    ],
+)
+def test_what_a_method_misses_is_named(wrong, message, published):
+    with pytest.raises(RecipeError, match=message):
+        run_pretrain(published.recipe(pretrain={**SHORT, **wrong}), published.store)
+
+
+def test_features_are_checked_on_the_validation_part_and_change_nothing(published):
+    short = {**SHORT, "steps": 4, "health_every": 1}
+    logs = []
+    for more in ({}, {"knn_every": 2}):
+        loaded = published.recipe(pretrain={**short, **more}, evaluate=EVALUATE)
+        report = run_pretrain(loaded, published.store, device="cpu")
+        log = published.store.get(f"models/{report.model}/step-00000004/log.csv").decode()
+        logs.append(list(csv.DictReader(io.StringIO(log))))
+    plain, checked = logs
+    assert [row["loss"] for row in plain] == [row["loss"] for row in checked]
+    found = [float(row["knn_accuracy"]) for row in checked]
+    assert np.isnan(found).tolist() == [True, False, True, False]
+    assert 0 <= found[1] <= 1
 
 
 def test_dino_stretches_the_positions_of_a_vit_over_small_crops(published):
@@ -42,6 +82,14 @@ def test_dino_stretches_the_positions_of_a_vit_over_small_crops(published):
     report = run_pretrain(published.recipe(pretrain=pretrain), published.store, device="cpu")
     model = checkpoint.load(published.store, report.model)
     assert checkpoint.load_encoder(published.store, model)(torch.zeros(2, 4, 8, 8)).shape[1] == 192
+
+
+def test_two_views_may_be_of_one_patch(published):
+    pretrain = {**SHORT, "pairs": "views", "steps": 2}
+    report = run_pretrain(published.recipe(pretrain=pretrain), published.store, device="cpu")
+    assert report.steps == 2
+    other = published.recipe(pretrain={**SHORT, "steps": 2})
+    assert run_pretrain(other, published.store, device="cpu").loss != report.loss
 
 
 def test_only_the_training_part_is_learned_from_unless_asked(published):
@@ -76,18 +124,6 @@ def test_the_two_views_of_a_location_are_two_times_where_there_are_two(published
     assert ((slot[first] != slot[second]) == twice).all()
 
 
-def test_streamed_batches_are_those_of_the_order(published):
-    reader = open_dataset(published.store).patches("image")
-    order = Order(reader.sample_row, views=2, batch_size=5, seed=3)
-    streamed = list(stream(reader, order, start=2, stop=6, threads=1))
-    for step, batch in enumerate(streamed, 2):
-        wanted = reader.read(order.batch(step).ravel())[0].reshape(2, 5, 4, 16, 16)
-        assert (batch.bands.numpy() == wanted).all()
-        assert batch.mask.shape == (2, 5, 16, 16)
-    alone = read_batch(reader, order.batch(5), threads=1, pin=False)
-    assert torch.equal(alone.bands, streamed[-1].bands)
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -95,7 +131,6 @@ def test_streamed_batches_are_those_of_the_order(published):
         ({"product": "labels"}, "of kind `image`: image"),
         ({"product": "nothing"}, "'nothing'; allowed"),
         ({"method": "mae"}, "choose a ViT"),
-        ({"backbone": "alexnet"}, "resnet18"),
         ({"backbone": "spec_vit_tiny"}, "75 bands"),
     ],
 )

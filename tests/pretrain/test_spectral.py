@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import RecipeError
@@ -60,7 +61,7 @@ def test_a_spectrum_is_as_long_after_each_layer_as_published(bands, left):
     for conv in module.layers[::3]:
         conv.register_forward_hook(lambda _m, _i, out: found.append(out.shape[2]))
     with torch.inference_mode():
-        assert module(image(bands, 1, 2)).shape == (1, WIDTH, 2, 2)
+        assert module.plain(image(bands, 1, 2)).shape == (1, WIDTH, 2, 2)
     assert tuple(found) == left
 
 
@@ -68,7 +69,7 @@ def test_it_has_as_many_parameters_as_published():
     assert parameters(adapter(202)) == parameters(adapter(75)) == 56_192
 
 
-@pytest.mark.parametrize("bands", [75, 103, 202])
+@pytest.mark.parametrize("bands", [75, 103, 202, 224])
 def test_output_gradients_and_statistics_equal_a_reference_in_float64(bands):
     module, images = adapter(bands), image(bands).requires_grad_()
     upstream = torch.randn(3, WIDTH, 4, 4, generator=torch.Generator().manual_seed(2))
@@ -91,6 +92,101 @@ def test_output_gradients_and_statistics_equal_a_reference_in_float64(bands):
     )
     kept = 0.1 * first.mean(dim=(0, 2))
     torch.testing.assert_close(module.layers[1].running_mean.double(), kept, rtol=1e-5, atol=1e-6)
+
+
+def twins(bands, shift=0.0):
+    """The adapter, and its definition in float64."""
+    module = adapter(bands)
+    for norm in module.layers[1::3]:
+        nn.init.constant_(norm.bias, shift)
+    other = SpectralAdapter(bands)
+    other.load_state_dict(module.state_dict())
+    return module, other.double()
+
+
+def learned(call, images, upstream, *, bf16):
+    """Output and gradients, of images and of all parameters that have one but rounding."""
+    images = images.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        out = call(images)
+    module = call.__self__
+    named = [
+        p
+        for name, p in module.named_parameters()
+        if not name.endswith(("0.bias", "3.bias", "6.bias"))
+    ]
+    return [out, *torch.autograd.grad(out, [images, *named], upstream.to(out.dtype))]
+
+
+def distances(found, wanted):
+    """Of each tensor, relative to the wanted one's length."""
+    return [
+        ((one.double() - other).norm() / other.norm()).item()
+        for one, other in zip(found, wanted, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("bands", [75, 202, 224])
+def test_in_evaluation_it_is_conv3d_with_the_moments_it_kept(bands):
+    module, reference = twins(bands)
+    images, upstream = image(bands), image(WIDTH)
+    with torch.no_grad():
+        module(images)
+        reference.plain(images.double())
+    for name, kept in module.named_buffers():
+        torch.testing.assert_close(kept.double(), reference.get_buffer(name).double())
+    found = learned(module.eval().forward, images, upstream, bf16=False)
+    wanted = learned(reference.eval().plain, images.double(), upstream, bf16=False)
+    assert max(distances(found, wanted)) < 1e-5
+
+
+@pytest.mark.parametrize("bands", [75, 202, 224])
+def test_in_bfloat16_it_is_as_near_to_float64_as_conv3d(bands):
+    images, upstream = image(bands, 4, 8), image(WIDTH, 4, 8)
+    module, reference = twins(bands)
+    wanted = learned(reference.plain, images.double(), upstream, bf16=False)
+    found = distances(learned(module.forward, images, upstream, bf16=True), wanted)
+    plain = distances(learned(twins(bands)[0].plain, images, upstream, bf16=True), wanted)
+    assert found[0] < 1e-2
+    # Gradients of both are farther off: an activation near 0 rounds to the other side of it.
+    assert all(ours < 1.2 * theirs for ours, theirs in zip(found, plain, strict=True))
+    for norm in module.layers[1::3]:
+        kept, mean = norm.running_var.double(), norm.running_mean.double()
+        assert norm.num_batches_tracked == 1
+        other = dict(zip(module.layers, reference.layers, strict=True))[norm]
+        torch.testing.assert_close(kept, other.running_var, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(mean, other.running_mean, rtol=1e-2, atol=1e-2)
+    # Where all activations are far from 0, they are not.
+    module, reference = twins(bands, shift=4.0)
+    wanted = learned(reference.plain, images.double(), upstream, bf16=False)[:2]
+    found = learned(module.forward, images, upstream, bf16=True)[:2]
+    assert max(distances(found, wanted)) < 1e-2
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_it_keeps_half_of_what_conv3d_keeps_or_less(bf16):
+    kept = []
+    for call in (adapter(202).forward, adapter(202).plain):
+        found = {}
+
+        def count(tensor, found=found):
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            call(image(202, 2, 16))
+        kept.append(sum(found.values()))
+    assert kept[0] < 0.4 * kept[1]
+
+
+def test_behind_synchronised_norms_it_is_its_definition():
+    module, reference = twins(75)
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(module).eval()
+    images = image(75)
+    torch.testing.assert_close(
+        synchronised(images).double(), reference.eval().plain(images.double()), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_no_pixel_sees_another():

@@ -7,6 +7,8 @@ import pytest
 
 from pipeline.errors import RecipeError
 from pipeline.recipe import LoadedRecipe, load_recipe, recipe_names
+from pipeline.stages.plan import closed_slots
+from pipeline.stages.search import queries
 
 PRODUCT = """
 id = "{id}"
@@ -18,6 +20,8 @@ bands = [
   {{ name = "fine", pixel_m = 10, wavelength_nm = 490 }},
   {{ name = "coarse", pixel_m = 60, wavelength_nm = 443, default = {coarse} }},
 ]
+[providers.local]
+collection = "geotiff"
 """
 
 RECIPE = """
@@ -118,7 +122,9 @@ def test_other_rules_make_another_data_set(load, change):
 
 def test_another_product_file_makes_another_data_set(load, tmp_path):
     before = load().identity
-    (tmp_path / "b.toml").write_text(PRODUCT.format(id="b", coarse="false") + "scale = 2.0\n")
+    (tmp_path / "b.toml").write_text(
+        PRODUCT.format(id="b", coarse="false").replace("nodata = 0", "nodata = 0\nscale = 2.0")
+    )
     assert load().identity != before
 
 
@@ -153,3 +159,42 @@ def test_every_built_in_recipe_loads_and_describes_itself():
         loaded = load_recipe(name)
         assert loaded.recipe.name == name
         assert loaded.recipe.description
+
+
+WINDOWS = (
+    'kind = "months"\nstart = 2021-01-01\nend = 2021-04-01\n',
+    'kind = "windows"\nwindows = [\n'
+    '  { name = "old", start = 2010-03-01, end = 2010-06-01 },\n'
+    '  { name = "new", start = 2022-03-01, end = 2022-06-01 },\n]\n',
+)
+
+
+def test_a_product_is_wanted_in_the_windows_it_names_and_its_follower_with_it(load) -> None:
+    loaded = load(WINDOWS, ('id = "a.toml"', 'id = "a.toml"\nslots = ["old"]'))
+    assert [slot.id for slot in closed_slots(loaded, "a", None)] == ["old"]
+    for product in ("a", "b"):
+        spans = {(q.start, q.end) for q in queries(loaded, product, None)}
+        assert {start.year for start, _ in spans} == {2010}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('id = "a.toml"\nslots = ["1999"]', r"'a.toml' names the slot '1999'.*old, new"),
+        ('id = "a.toml"\nslots = []', r"slots"),
+        ('id = "a.toml"\ncompare_with = "a.toml"', r"compare_with.*b.toml"),
+    ],
+)
+def test_windows_and_partners_that_are_not_there_are_refused(load, line, message) -> None:
+    with pytest.raises(RecipeError, match=re.compile(message, re.DOTALL)):
+        load(WINDOWS, ('id = "a.toml"', line))
+    with pytest.raises(RecipeError, match=r"needs .slots\.kind"):
+        load(('id = "a.toml"', 'id = "a.toml"\nslots = ["2021-01"]'))
+    with pytest.raises(RecipeError, match="whose slots are its own"):
+        load(WINDOWS, ('id = "b.toml"', 'id = "b.toml"\nslots = ["old"]'))
+
+
+def test_what_follows_can_be_compared_with_what_leads_and_is_the_same_data_set(load) -> None:
+    loaded = load(('id = "b.toml"', 'id = "b.toml"\ncompare_with = "a.toml"'))
+    assert loaded.compared == {"b": "a"}
+    assert loaded.identity == load().identity

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 
 from pipeline.engine.dask import DaskEngine
 from pipeline.errors import IntegrityError, RecipeError, TryAgain
 from pipeline.products.catalogue import FILL_INT16, LEGEND
 from pipeline.store import layout
+from pipeline.store.commit import claim_folder, read_commit
+from pipeline.store.version import ShardEntry
+from pipeline.task import shard as shard_task
 from pipeline.task.order import ShardOrder
 from pipeline.task.shard import build_shard
 
@@ -121,6 +126,37 @@ def test_every_rejection_has_its_reason(rig: Any) -> None:
     assert report.rejected == {"cloudy": 1, "unmasked": 1, "not-seen": 1, "no-candidate": 1}
     assert report.written == 0
     assert not [key for key in rig.objects() if "/bands/c/" in key]
+
+
+@pytest.mark.parametrize(
+    ("offset_add", "lift", "rank"), [(0, 1030, 1), (-1000, 1030, 0), (0, 0, 0)]
+)
+def test_a_scene_whose_offset_is_not_as_stated_is_left_for_the_next_one(
+    rig: Any, offset_add: int, lift: int, rank: int
+) -> None:
+    """Its dark objects say so, for every patch of it: those that hold none too."""
+    product = rig.folder / "image.toml"
+    text = product.read_text().replace('id = "image"', 'id = "image"\nsaturated = 65535', 1)
+    text = text.replace('"a", index = 1,', '"a", index = 1, wavelength_nm = 490,')
+    text = text.replace('"wide", index = 1,', '"wide", index = 1, wavelength_nm = 2200,')
+    text = text.replace(
+        "mask_layers", 'offsets = [{from_baseline = "04.00", add = -1000}]\nmask_layers'
+    )
+    product.write_text(text)
+    rig.scene("image/d1/t1")
+    rig.scene("image/d2/t1")
+    for asset in ("fine", "coarse"):
+        with rasterio.open(rig.file("image/d1/t1", asset), "r+") as file:
+            pixels = file.read().astype("int32") % 3000 + 300
+            pixels[:, -4:] = 0  # water, far from every patch
+            file.write((pixels + lift).astype("int16"))
+    rig.scenes["image/d1/t1"] = replace(rig.scenes["image/d1/t1"], offset_add=offset_add)
+    rig.patch(0, [["image/d1/t1"], ["image/d2/t1"]])
+    rig.patch(1, [["image/d1/t1"]])
+    report = rig.extract()
+    assert rig.ledger()[0, "image", 0, "2021-07"].rank == rank
+    assert report.rejected == ({"offset-contradiction": 1} if rank else {})
+    assert report.written == (1 if rank else 2)
 
 
 def test_nodata_found_in_the_bands_sends_a_patch_to_the_next_candidate(rig: Any) -> None:
@@ -276,6 +312,48 @@ def test_a_shard_that_is_committed_is_not_built_again(rig: Any) -> None:
     report = build_shard(ShardOrder(rig.store.url, 1, 0, final=True, accept_failures=True))
     assert (report.committed, report.written) == (True, 6)
     assert rig.objects() == whole
+
+
+def test_an_outcome_that_another_worker_began_is_left_alone_and_cleared_away(rig: Any) -> None:
+    """A worker was taken for dead; what it had begun to write must not mix with ours."""
+    fill(rig)
+    rig.lock()
+    name = layout.shard_name(1, 1)
+    rig.store.put(layout.outcome(name, 1, 1), b"digest of what it wanted to write")
+    rig.store.put(f"{layout.shard_folder(name, 1)}/zarr.json", b"the other's")
+    rig.extract()
+    assert read_commit(rig.store, name, 1).folder == f"shards/{name}/r1.2"
+    assert list(rig.store.list(layout.shard_folder(name, 1))) == []
+    commit = read_commit(rig.store, name, 1)
+    assert ShardEntry.of(commit, "").name == f"{name}/r1.2"
+    for key, (digest, _) in commit.objects.items():
+        data = rig.store.get(f"{commit.folder}/{key}")
+        assert hashlib.sha256(data).hexdigest() == digest
+
+
+def test_of_two_outcomes_the_first_commit_counts(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(rig)
+    rig.lock()
+    slow = ShardOrder(rig.store.url, 1, 0, final=True, accept_failures=True, run="slow")
+    fast = replace(slow, run="fast")
+    done = []
+
+    def overtaken(store: Any, commit: Any) -> Any:
+        """Claim; then, before anything is written, another worker that sees less is faster."""
+        mine = claim_folder(store, commit)
+        monkeypatch.undo()
+        break_file(rig, "gone", "image/d1/t1")
+        done.append(build_shard(fast))
+        return mine
+
+    monkeypatch.setattr(shard_task, "claim_folder", overtaken)
+    report = build_shard(slow)
+    assert (report.written, report.failed) == (done[0].written, done[0].failed)
+    assert report.failed.total() > 0
+    commit = read_commit(rig.store, slow.name, 1)
+    assert commit.folder == f"shards/{slow.name}/r1.2"
+    kept = [key for key in rig.store.list("shards") if not key.endswith(".outcome")]
+    assert kept == sorted(f"{commit.folder}/{key}" for key in commit.objects)
 
 
 @pytest.mark.slow

@@ -1,11 +1,17 @@
-"""Extraction over a network that fails: passing failures leave no trace, lasting ones are told."""
+"""Extraction over a network that fails: passing failures leave no trace, lasting ones are told.
+
+Some seeds of `benchmarks/soak.py`, whose harness this uses, and what it does not show.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +25,8 @@ from pipeline.simulate.server import ArchiveServer
 from pipeline.store import layout
 from pipeline.watch.progress import Progress
 
+HARNESS = Path(__file__).resolve().parents[2] / "benchmarks" / "soak.py"
+SEEDS = (1, 2, 3)
 #: Longer than any pause that is sat out, so that a throttled request ends at once.
 TOO_LONG_S = 3600
 
@@ -47,14 +55,50 @@ def remote(rig: Any) -> Serve:
     return lambda faults=None: ArchiveServer(archive, faults=faults, port=port)
 
 
-def test_passing_faults_leave_no_trace(rig: Any, remote: Serve) -> None:
-    with remote():
-        rig.extract()
-    other = rig.elsewhere("other")
-    with remote(Faults(rate=0.3, seed=3, at_most=1)) as server:
-        other.extract()
-        assert server.dice.thrown
-    assert other.objects() == rig.objects()
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    spec = importlib.util.spec_from_file_location("soak_harness", HARNESS)
+    assert spec is not None
+    assert spec.loader is not None
+    harness = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = harness  # its dataclasses look their own module up
+    spec.loader.exec_module(harness)
+    with harness.hurried():
+        return harness.Soak.begin(tmp_path_factory.mktemp("soak"))
+
+
+@pytest.fixture
+def soak(made: Any) -> Iterator[Any]:
+    with sys.modules["soak_harness"].hurried():
+        yield made
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_passing_faults_leave_no_trace(soak: Any, seed: int) -> None:
+    assert soak.passing(seed) is None
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_lasting_faults_fail_their_own_patches_only_and_heal(soak: Any, seed: int) -> None:
+    assert soak.lasting(seed) is None
+
+
+def test_there_were_faults_of_both_kinds(soak: Any) -> None:
+    assert len(soak.thrown) > 10
+    assert soak.failed
+
+
+def test_footprints_that_lie_fail_nothing(soak: Any) -> None:
+    """Ground that an item only claims is not seen in it: the next candidate's turn."""
+    with soak.served(Faults(items={"*": "footprint"})):
+        found = sys.modules["soak_harness"].rows(soak.extracted("lying"))
+    for key, row in found.items():
+        assert row["state"] != "failed"
+        honest = soak.rows[key]
+        if row["state"] == "written" and row["scenes"] == honest["scenes"]:
+            assert row["pixel_digest"] == honest["pixel_digest"]
+    reasons = {row["reason"] for row in found.values()}
+    assert "not-seen" in reasons
 
 
 def test_a_lasting_fault_is_told_after_three_rounds_and_retry_heals_it(
@@ -78,10 +122,10 @@ def test_a_lasting_fault_is_told_after_three_rounds_and_retry_heals_it(
     assert objects == expected
 
 
-@pytest.mark.slow
 def test_a_provider_that_is_down_stops_the_run_and_nothing_is_committed(
-    rig: Any, remote: Serve
+    rig: Any, remote: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pipeline.sources.limits.FIRST_PAUSE_S", 0.001)
     with remote(Faults(permanent={"*": "server-error"})), pytest.raises(TryAgain, match="again"):
         rig.extract()
     assert rig.objects() == {}

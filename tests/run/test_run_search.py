@@ -15,11 +15,13 @@ import pyarrow as pa
 import pytest
 import shapely
 
-from pipeline.errors import RecipeError, TryAgain
+from pipeline.errors import GiveUp, RecipeError, TryAgain
 from pipeline.recipe import LoadedRecipe, Recipe, load_recipe
 from pipeline.records import Location, Scene, Unusable
+from pipeline.run.compare import run_compare
 from pipeline.run.search import run_search
 from pipeline.run.spool import Spool
+from pipeline.stages.gaps import Gap
 from pipeline.store.layout import SCENES
 from pipeline.store.objects import open_store
 from pipeline.store.tables import append, read_all, schema_of, to_rows
@@ -30,8 +32,12 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="real data (../shared/
 
 
 @contextmanager
-def careless_api(items: list[dict[str, Any]]) -> Iterator[str]:
-    """Serve an item search that answers every question with everything, in one page."""
+def careless_api(items: list[dict[str, Any]], *, searches: int = 10**6) -> Iterator[str]:
+    """Serve an item search that answers every question with everything, in one page.
+
+    `searches`: how many it answers; then it forbids them.
+    """
+    left = iter(range(searches))
 
     class Http(BaseHTTPRequestHandler):
         def answer(self) -> None:
@@ -41,7 +47,8 @@ def careless_api(items: list[dict[str, Any]]) -> Iterator[str]:
             page = {"type": "FeatureCollection", "features": items, "links": []}
             document = {**landing, **conforms, "links": []} if self.command == "GET" else page
             data = json.dumps(document).encode()
-            self.send_response(200)
+            allowed = self.command == "GET" or next(left, None) is not None
+            self.send_response(200 if allowed else 403)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -144,7 +151,7 @@ def test_only_what_was_asked_for_and_may_be_read_becomes_a_scene(tmp_path: Path)
         later = run_search(loaded, store)
     assert report.found == {"sentinel-2-l2a": 3}
     assert report.new == 3
-    assert report.requests == 1 + 2 * 2, "a landing page, then two areas in two months"
+    assert report.requests == 1 + 2, "a landing page, then two areas"
     assert unusable(store) == {
         "elsewhere": "outside-query",
         "later": "other-collection",
@@ -226,3 +233,104 @@ def test_chunks_make_no_difference(tmp_path: Path, chunk_rows: int) -> None:
             spool.add(row)
         kept = [row for scenes, _ in spool.chunks() for row in scenes]
     assert sorted(row.scene for row in kept) == sorted(row.scene for row in rows[1:])
+
+
+# --- several providers ---------------------------------------------------------------------------
+
+
+def wishing(**changes: Any) -> LoadedRecipe:
+    """Return the recipe with another wish."""
+    values = recipe("http://127.0.0.1:1").recipe.model_dump()
+    values["product"] = [{**values["product"][0], **changes}]
+    return LoadedRecipe(Recipe.model_validate(values), Path())
+
+
+def two(first: str, second: str) -> LoadedRecipe:
+    """A recipe that lists two providers, whose catalogues are on loopback."""
+    return wishing(provider=["simulated", "stac"], url={"simulated": first, "stac": second})
+
+
+def at(url: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an item with its files beside a catalogue."""
+    assets = {key: {**asset, "href": f"{url}/{key}.tif"} for key, asset in entry["assets"].items()}
+    return {**entry, "assets": assets}
+
+
+def test_a_later_provider_fills_what_an_earlier_one_lacks(tmp_path: Path) -> None:
+    here: list[dict[str, Any]] = []
+    there: list[dict[str, Any]] = []
+    store = root(tmp_path)
+    with careless_api(here) as one, careless_api(there) as other:
+        here += [at(one, item("both")), at(one, item("old", day=6))]
+        there += [at(other, item("twin")), at(other, item("only-there", day=7))]
+        there += [at(other, item("newer", day=6, baseline="03.02"))]
+        loaded = two(one, other)
+        report = run_search(loaded, store)
+        table = run_compare(loaded, store)
+    assert (report.found, report.new, report.unanswered) == ({"sentinel-2-l2a": 3}, 3, None)
+    scenes = {row["item"]: row["provider"] for row in read_all(store, SCENES, Scene).to_pylist()}
+    assert scenes == {"both": "simulated", "newer": "stac", "only-there": "stac"}
+    assert unusable(store) == {}, "a scene that another provider gives is not unusable"
+    assert table.gaps == [
+        Gap("sentinel-2-l2a", "2020-03", "simulated", 2, 1),
+        Gap("sentinel-2-l2a", "2020-03", "stac", 3, 0),
+        Gap("sentinel-2-l2a", "2020-04", "simulated", 0, 0),
+        Gap("sentinel-2-l2a", "2020-04", "stac", 0, 0),
+    ]
+    assert "2 (1)" in str(table)
+
+
+def test_a_provider_that_fails_is_passed_over_with_all_that_it_said(tmp_path: Path) -> None:
+    """It answers the first question and no more: what it said then must not count."""
+    here: list[dict[str, Any]] = []
+    there: list[dict[str, Any]] = []
+    store = root(tmp_path / "a")
+    with careless_api(here, searches=1) as one, careless_api(there) as other:
+        here += [at(one, item("first")), at(one, item("stolen", day=9, host="evil.example"))]
+        there += [at(other, item("second"))]
+        report = run_search(two(one, other), store)
+    assert report.unanswered is not None
+    assert "provider simulated" in report.unanswered
+    scenes = {row["item"]: row["provider"] for row in read_all(store, SCENES, Scene).to_pylist()}
+    assert scenes == {"second": "stac"}
+    assert unusable(store) == {}
+    with careless_api([], searches=0) as one, careless_api([], searches=0) as other:
+        loaded = two(one, other)
+        with pytest.raises(GiveUp):
+            run_search(loaded, root(tmp_path / "b"))
+        assert len(run_compare(loaded, root(tmp_path / "c")).silent) == 2
+
+
+def test_one_provider_in_a_list_is_that_provider() -> None:
+    plain = wishing()
+    assert plain.dump()["recipe"]["product"][0]["provider"] == "simulated"
+    assert wishing(provider=["simulated"]).identity == plain.identity
+    both = two("http://127.0.0.1:1", "http://127.0.0.1:2")
+    assert both.identity != plain.identity
+    assert LoadedRecipe.restore(json.loads(json.dumps(both.dump()))).identity == both.identity
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"provider": ["simulated", "simulated"]}, "each once"),
+        ({"provider": []}, "at least one"),
+        ({"provider": ["simulated", "stac"]}, "write a table"),
+        ({"provider": ["simulated", "stac"], "url": {"dlr": "https://x.example"}}, "for dlr"),
+        ({"provider": ["simulated", "local"], "url": {}}, "needs `path`"),
+    ],
+)
+def test_lists_of_providers_that_make_no_sense_are_refused(
+    wish: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        wishing(**wish)
+
+
+def test_a_folder_that_holds_nothing_of_a_product_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "scenes").mkdir()
+    values = recipe("http://127.0.0.1:1").recipe.model_dump(exclude_unset=True)
+    values["product"] = [{"id": "sentinel-2-l2a", "provider": "local", "path": "scenes"}]
+    loaded, store = LoadedRecipe(Recipe.model_validate(values), tmp_path), root(tmp_path / "root")
+    with pytest.raises(RecipeError, match="holds nothing of the kind 'safe'"):
+        run_search(loaded, store)

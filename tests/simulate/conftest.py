@@ -14,20 +14,27 @@ from pipeline.simulate.archive import make_archive
 from pipeline.simulate.orbits import SMALL
 from pipeline.simulate.server import ArchiveServer
 
+_FRAMES = {"swath_m": 3000, "track_m": 2500, "frame_m": 3000, "frame_step_m": 2600}
+ORBITS = {
+    "enmap-l2a": replace(
+        SMALL["enmap-l2a"], swath_m=2400, track_m=2000, frame_m=2400, frame_step_m=2200
+    ),
+    "sentinel-2-*": replace(SMALL["sentinel-2-*"], swath_m=3000, track_m=2500, square_m=2000),
+    "landsat-*": replace(SMALL["landsat-*"], **_FRAMES),
+    "sentinel-1-*": replace(SMALL["sentinel-1-*"], **_FRAMES),
+}
 ARGUMENTS: dict[str, Any] = {
     "products": ["enmap-l2a", "sentinel-2-l2a", "simulated-labels"],
     "region": (15.02, 51.9, 15.045, 51.915),
     "start": date(2023, 4, 1),
     "end": date(2023, 6, 1),
-    "orbits": {
-        "enmap-l2a": replace(
-            SMALL["enmap-l2a"], swath_m=2400, track_m=2000, frame_m=2400, frame_step_m=2200
-        ),
-        "sentinel-2-l2a": replace(
-            SMALL["sentinel-2-l2a"], swath_m=3000, track_m=2500, square_m=2000
-        ),
-    },
+    "orbits": ORBITS,
 }
+
+
+@pytest.fixture(scope="session")
+def orbits() -> dict[str, Any]:
+    return ORBITS
 
 
 @pytest.fixture(scope="session")

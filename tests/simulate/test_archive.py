@@ -24,6 +24,7 @@ from pipeline.simulate.landscape import landscape
 from pipeline.simulate.noise import Place
 from pipeline.simulate.orbits import REAL, scenes_over, tile_name
 from pipeline.simulate.scenes import ABSENT_BANDS
+from pipeline.simulate.server import ArchiveServer
 
 ENMAP, SENTINEL = load_product("enmap-l2a"), load_product("sentinel-2-l2a")
 LAYERS = {
@@ -168,7 +169,7 @@ def test_the_real_tiles_have_their_names_and_corners() -> None:
     for zone, name, corner in ((32, "32TMT", (399960, 5300040)), (29, "29UNU", (499980, 5900040))):
         spot = shapely.box(corner[0] + 50_000, corner[1] - 50_000, corner[0] + 51_000, corner[1])
         days = (date(2023, 7, 1), date(2023, 7, 6))
-        found = scenes_over(REAL["sentinel-2-l2a"], zone, spot, *days)
+        found = scenes_over(REAL["sentinel-2-*"], zone, spot, *days)
         corners = {scene.tile: (scene.x_min_m, scene.y_max_m) for scene in found}
         assert corners[name] == corner
         assert {scene.width_m for scene in found} == {109_800}
@@ -179,7 +180,7 @@ def test_southern_rasters_lie_on_the_southern_lattice() -> None:
     days = (date(2023, 7, 1), date(2023, 8, 1))
     enmap = scenes_over(REAL["enmap-l2a"], 33, spot, *days)
     assert {(s.epsg, s.x_min_m % 30, s.y_max_m % 30) for s in enmap} == {(32733, 15, 15)}
-    sentinel = scenes_over(REAL["sentinel-2-l2a"], 33, spot, *days)
+    sentinel = scenes_over(REAL["sentinel-2-*"], 33, spot, *days)
     assert {(s.epsg, s.x_min_m % 60, s.y_max_m % 60) for s in sentinel} == {(32733, 0, 40)}
 
 
@@ -237,7 +238,7 @@ def test_two_builds_have_equal_bytes(
 
 def test_files_are_laid_out_for_the_cloud(archive: Path) -> None:
     """The directory stands before the pixels, so that one read of the head finds every block."""
-    for path in list((archive / "files").rglob("*SPECTRAL_IMAGE*.TIF"))[:2]:
+    for path in list((archive / "files").rglob("*_image.tif"))[:2]:
         head = path.read_bytes()[:8]
         assert head[:4] == b"II*\0"
         assert int.from_bytes(head[4:], "little") < 1024
@@ -255,6 +256,22 @@ def test_a_used_folder_and_an_empty_request_are_refused(
         make_archive(tmp_path, **{**arguments, "products": ["landsat"]})
     with pytest.raises(RecipeError, match="period"):
         make_archive(tmp_path, **{**arguments, "end": arguments["start"]})
+
+
+def test_an_interrupted_archive_is_made_again(
+    archive: Path, tmp_path: Path, arguments: dict[str, Any]
+) -> None:
+    def stop(scenes: int) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        make_archive(folder, **arguments, advance=stop)
+    assert any((folder / "files").rglob("*.tif"))
+    with pytest.raises(RecipeError, match=r"archive\.json"):
+        ArchiveServer(folder)
+    make_archive(folder, **arguments)
+    assert _digests(folder) == _digests(archive)
 
 
 def _read(path: Path, band: int | None = 1) -> np.ndarray[Any, Any]:

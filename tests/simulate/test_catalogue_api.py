@@ -10,7 +10,11 @@ import httpx
 import pystac_client
 import pytest
 
+from pipeline.ports import Query
+from pipeline.simulate.faults import Faults
 from pipeline.simulate.server import ArchiveServer
+from pipeline.sources.providers import load_provider
+from pipeline.sources.stac import search_items
 
 SHELVES = [
     ("dlr", "ENMAP_HSI_L2A"),
@@ -89,6 +93,31 @@ def test_items_have_the_names_and_types_of_the_recorded_ones(archive: Path) -> N
             assert set(item["assets"]) <= set(real["assets"])
             for key, value in item["properties"].items():
                 assert type(value) is type(real["properties"][key]), key
+
+
+@pytest.mark.parametrize(("provider", "collection"), SHELVES)
+def test_repeated_and_reordered_pages_hide_nothing_from_our_source(
+    archive: Path, provider: str, collection: str
+) -> None:
+    faults = Faults(rate=0.6, seed=5, kinds=("duplicated-page", "reordered-page"))
+    query = Query("x", collection, tuple(REGION), None, None)
+    with ArchiveServer(archive, faults=faults) as server:
+        url = f"{server.url}/{provider}"
+        simulated = load_provider("simulated", url=url).model_copy(update={"page_size": 2})
+        found = [item["id"] for item in search_items(simulated, query)]
+    expected = [item["id"] for item in stored(archive, provider, collection)]
+    assert sorted(found) == sorted(expected)
+
+
+def test_items_lie_where_they_are_told_to(archive: Path) -> None:
+    (first, second, *_) = stored(archive, "dlr", "ENMAP_HSI_L2A")
+    faults = Faults(items={first["id"]: "footprint", second["id"]: "missing-asset"})
+    with ArchiveServer(archive, faults=faults) as server:
+        home = f"{server.url}/dlr/collections/ENMAP_HSI_L2A/items"
+        lying, short = (httpx.get(f"{home}/{i['id']}").json() for i in (first, second))
+    width = first["bbox"][2] - first["bbox"][0]
+    assert lying["bbox"][0] == pytest.approx(first["bbox"][0] + width / 2)
+    assert [*short["assets"]] == [*second["assets"]][1:]
 
 
 def test_some_enmap_items_lack_their_crs(archive: Path) -> None:

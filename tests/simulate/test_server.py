@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,14 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import RecipeError
-from pipeline.simulate.faults import PASSING, FaultDice, Faults
+from pipeline.simulate.faults import OF_FILES, FaultDice, Faults
+from pipeline.simulate.guards import LOGIN, TOKENS
 from pipeline.simulate.ranges import Unsatisfiable, parse_ranges
 from pipeline.simulate.server import ArchiveServer
 
 
 @pytest.fixture(scope="module")
 def path(archive: Path) -> Path:
-    return next((archive / "files").rglob("*_B04_10m.tif"))
+    return next((archive / "files").rglob("*_B04.tif"))
 
 
 @pytest.fixture
@@ -146,7 +149,7 @@ def test_faults_are_as_many_as_ordered_and_end() -> None:
     dice = FaultDice(Faults(rate=0.3, seed=4))
     first = [dice.throw(f"{i}.tif", "") for i in range(2000)]
     assert sum(f is not None for f in first) / 2000 == pytest.approx(0.3, abs=0.04)
-    assert {f for f in first if f} == set(PASSING)
+    assert {f for f in first if f} == set(OF_FILES)
     always = FaultDice(Faults(rate=1.0, at_most=2))
     assert [always.throw("a", "") is None for _ in range(6)] == [False, False, True] * 2
     assert always.thrown.total() == 4
@@ -161,11 +164,17 @@ def test_each_fault_looks_like_the_real_thing(archive: Path, path: Path) -> None
         "*B06*": "html",
         "*B07*": "missing",
         "*B08*": "forbidden",
+        "*B8A*": "throttled-bare",
+        "*B09*": "internal-error",
+        "*B11*": "expired",
+        "*B12*": "stalled",
+        "*SCL*": "wrong-length",
+        "*B01*": "corrupt",
     }
-    folder = path.parents[1]
+    folder = path.parent
 
     def address(server: ArchiveServer, band: str) -> str:
-        found = next(folder.rglob(f"*_{band}_*.tif"))
+        found = next(folder.rglob(f"*_{band}.tif"))
         return f"{server.url}/{found.relative_to(archive)}"
 
     faults = Faults(permanent=permanent, retry_after_s=3)
@@ -174,12 +183,54 @@ def test_each_fault_looks_like_the_real_thing(archive: Path, path: Path) -> None
         assert (throttled.status_code, throttled.headers["retry-after"]) == (429, "3")
         page = client.get(address(server, "B06"))
         assert (page.status_code, page.headers["content-type"]) == (200, "text/html")
-        for band, status in (("B03", 503), ("B07", 404), ("B08", 403), ("B11", 200)):
+        bare = client.get(address(server, "B8A"))
+        assert (bare.status_code, "retry-after" in bare.headers) == (429, False)
+        for band, status in (("B03", 503), ("B07", 404), ("B08", 403), ("B09", 500), ("B11", 403)):
             assert client.get(address(server, band)).status_code == status
-        for band in ("B04", "B05"):
+        for band in ("B04", "B05", "B12"):
             with pytest.raises(httpx.RemoteProtocolError):
                 client.get(address(server, band))
-        assert server.dice.thrown.total() == 7
+        part = client.get(address(server, "SCL"), headers={"Range": "bytes=0-99"})
+        assert (part.status_code, len(part.content)) == (206, 50)
+        assert part.headers["content-range"].startswith("bytes 0-49/")
+        assert server.dice.thrown.total() == 12
+
+
+def test_a_corrupt_byte_is_the_same_one_in_every_range(archive: Path, path: Path) -> None:
+    data = path.read_bytes()
+    faults = Faults(permanent={"*B04*": "corrupt"})
+    with ArchiveServer(archive, faults=faults) as server, httpx.Client() as client:
+        href = f"{server.url}/{path.relative_to(archive)}"
+        whole = client.get(href).content
+        (place,) = [i for i, (a, b) in enumerate(zip(whole, data, strict=True)) if a != b]
+        assert data[place] == 0x78  # the first byte of a zlib stream
+        header = {"Range": f"bytes={place - 5}-{place + 5}"}
+        assert client.get(href, headers=header).content == whole[place - 5 : place + 6]
+
+
+def test_late_answers_are_right(archive: Path, path: Path) -> None:
+    faults = Faults(permanent={"*": "latency"}, latency_s=0.1)
+    with ArchiveServer(archive, faults=faults) as server:
+        answer = httpx.get(f"{server.url}/{path.relative_to(archive)}")
+    assert answer.content == path.read_bytes()
+    assert answer.elapsed.total_seconds() >= 0.1
+
+
+def test_guarded_files_need_a_login_or_a_signature(archive: Path, path: Path) -> None:
+    cube = next((archive / "files").rglob("*_image.tif"))
+    with ArchiveServer(archive, guarded=True, token_s=2) as server, httpx.Client() as client:
+        dlr, azure = (f"{server.url}/{p.relative_to(archive)}" for p in (cube, path))
+        page = client.get(dlr)
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html")
+        assert client.get(dlr, auth=LOGIN).headers["content-type"] == "image/tiff"
+        assert client.get(azure).status_code == 403
+        signature = client.get(f"{server.url}/{TOKENS}/127/files").json()
+        signed = f"{azure}?{signature['token']}"
+        assert client.get(signed).status_code == 200
+        assert client.get(signed.replace("sig=", "sig=0")).status_code == 403
+        expiry = datetime.fromisoformat(signature["msft:expiry"])
+        time.sleep(max(0, (expiry - datetime.now(UTC)).total_seconds()) + 0.01)
+        assert client.get(signed).status_code == 403
 
 
 @pytest.mark.parametrize(

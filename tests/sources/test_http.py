@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import rasterio
@@ -19,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.transform import Affine
 
-from pipeline.errors import GiveUp, TryAgain
+from pipeline.errors import GiveUp, RecipeError, TryAgain
 from pipeline.ports import ByteSource
 from pipeline.raster.blocks import open_asset
 from pipeline.raster.windows import Window
@@ -380,6 +383,23 @@ def test_a_file_that_changes_while_it_is_read(server: _Server, now: Reply) -> No
     assert caught.value.failure == "changed"
 
 
+def test_nothing_is_remembered_of_an_attempt_that_failed(server: _Server) -> None:
+    """The first answer states another length and tag, and brings less than it states."""
+
+    def lying(handler: _Handler) -> None:
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes 0-99/{len(DATA) - 5}")
+        handler.send_header("ETag", '"gone"')
+        handler.send_header("Content-Length", "10")
+        handler.end_headers()
+        handler.wfile.write(DATA[:10])
+
+    server.script = [lying, part()]
+    source = _source()
+    assert source.ranges(server.href, [(0, 100)]) == [DATA[:100]]
+    assert source.stat(server.href).etag == '"one"'
+
+
 def test_an_end_before_the_range(server: _Server) -> None:
     with pytest.raises(GiveUp) as caught:
         _source().ranges(server.href, [(len(DATA) - 10, len(DATA) + 10)])
@@ -438,19 +458,36 @@ def test_without_credentials_none_are_sent_and_no_message_holds_any(
     assert "s3cret" not in str(caught.value)
 
 
-def test_addresses_are_signed_when_they_are_read(server: _Server) -> None:
+def test_addresses_are_signed_when_they_are_read(
+    server: _Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PC_SDK_SAS_URL", server.href)
+    monkeypatch.setenv("PC_SDK_SUBSCRIPTION_KEY", "my-key")
+    moments = iter([datetime(2999, 1, 1, tzinfo=UTC), datetime.now(UTC) + timedelta(seconds=200)])
+    numbers = iter("12345")
+
     def token(handler: _Handler) -> None:
-        body = b'{"token": "sig=abc", "msft:expiry": "2999-01-01T00:00:00Z"}'
-        status(200, body, Content_Type="application/json")(handler)
+        expiry = next(moments, datetime(2999, 1, 1, tzinfo=UTC))
+        body = {"token": f"sig={next(numbers)}", "msft:expiry": expiry.isoformat()}
+        status(200, json.dumps(body).encode(), Content_Type="application/json")(handler)
+
+    def ask(url: str, headers: dict[str, str]) -> httpx.Response:
+        return httpx.get(url, headers=headers)
 
     server.always = token
-    import httpx
-
-    signer = PlanetaryComputer(httpx.get, tokens_url=server.href)
+    signer = PlanetaryComputer(ask)
     href = "https://account.blob.core.windows.net/box/a/b.tif"
-    assert signer.sign(href) == f"{href}?sig=abc"
-    assert signer.sign(f"{href}?x=1") == f"{href}?x=1&sig=abc"
-    assert [path for path, _ in server.seen] == ["/scene.tif/account/box"]
+    assert signer.sign(href) == f"{href}?sig=1"
+    assert signer.sign(f"{href}?x=1") == f"{href}?x=1&sig=1", "one token for a container"
+    other = "https://account.blob.core.windows.net/other/b.tif"
+    assert [signer.sign(other) for _ in range(2)] == [f"{other}?sig=2", f"{other}?sig=3"], (
+        "one that expires soon is renewed before it does"
+    )
+    assert [path for path, _ in server.seen] == [
+        "/scene.tif/account/box",
+        *["/scene.tif/account/other"] * 2,
+    ]
+    assert server.seen[0][1]["Ocp-Apim-Subscription-Key"] == "my-key"
 
 
 # --- files on disk, buckets --------------------------------------------------------------------
@@ -512,3 +549,34 @@ def test_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
         assert caught.value.failure == "refused"
     finally:
         service.stop()
+
+
+def test_a_reader_pays_for_the_buckets_that_ask_for_it_and_for_no_other(
+    server: _Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bucket(handler: _Handler) -> None:
+        headers = {"Last-Modified": formatdate(0, usegmt=True), "Content-Range": "bytes 0-3/4"}
+        status(206, b"II*\0", ETag='"one"', **headers)(handler)
+
+    server.always = bucket
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    facts = {
+        "schemes": ("s3",),
+        "hosts": ("paid", "free"),
+        "auth": "aws",
+        "requester_pays": ("paid",),
+        "s3_endpoint": server.href.rpartition("/")[0],
+    }
+    with pytest.raises(RecipeError, match="AWS_ACCESS_KEY_ID and AWS_SECRET"):
+        _source(**facts).stat("s3://paid/a.tif")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "my-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "my-secret")
+    for href in ("s3://paid/a.tif", "s3://free/a.tif"):
+        assert _source(**facts).stat(href).size_bytes == 4
+    (_, paid), (_, free) = server.seen
+    paid, free = ({key.lower(): value for key, value in seen.items()} for seen in (paid, free))
+    assert paid["x-amz-request-payer"] == "requester"
+    assert "my-key" in paid["authorization"]
+    assert "x-amz-request-payer" not in free
+    assert "authorization" not in free

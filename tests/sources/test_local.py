@@ -20,6 +20,7 @@ from pipeline.products.catalogue import Product, load_product
 from pipeline.records import Scene, Unusable
 from pipeline.sources.local import local_items
 from pipeline.sources.providers import check_href, load_provider
+from pipeline.stages.extract import masked as is_masked
 from pipeline.stages.search import normalise
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -110,7 +111,8 @@ def test_an_enmap_folder_without_metadata_goes_by_its_name(tmp_path: Path, suffi
     assert scene.scene == "enmap-l2a/0000326721/8"
     assert scene.baseline == "01.04.02"
     assert scene.acquired.isoformat() == "2022-07-24T10:45:26+00:00"
-    assert (scene.cloud_percent, scene.sun_elevation_deg) == (None, None)
+    assert scene.cloud_percent is None
+    assert scene.sun_elevation_deg == pytest.approx(56.9, abs=0.1), "by time and place"
     assert (scene.epsg, scene.x_max_m - scene.x_min_m) == (32633, 1200)
     names = {asset.name for asset in scene.assets}
     assert {"image", "quality_cloud_shadow", "defective_pixel_mask"} <= names
@@ -133,6 +135,24 @@ def test_metadata_tell_clouds_sun_time_and_footprint(tmp_path: Path) -> None:
     assert seen.bounds[2] == pytest.approx(middle)
     bare = only(write_enmap(tmp_path / "bare"), ENMAP)
     assert shapely.from_wkb(bare.geometry).contains(seen.buffer(-1e-9))
+
+
+@pytest.mark.parametrize(
+    ("level", "images", "word"),
+    [
+        ("L1B", ("SPECTRAL_IMAGE_VNIR", "SPECTRAL_IMAGE_SWIR"), "not geocoded"),
+        ("L1C", ("SPECTRAL_IMAGE",), "radiance"),
+    ],
+)
+def test_other_levels_are_named_and_not_taken(
+    tmp_path: Path, level: str, images: tuple[str, ...], word: str
+) -> None:
+    for image in images:
+        write_tiff(tmp_path / f"{STEM.replace('L2A', level)}-{image}.TIF", epsg=None)
+    (row,) = rows(tmp_path, ENMAP)
+    assert isinstance(row, Unusable)
+    assert row.reason == "unreadable"
+    assert word in row.detail
 
 
 def test_another_band_table_is_not_taken_for_ours(tmp_path: Path) -> None:
@@ -302,6 +322,35 @@ def test_a_damaged_safe_is_listed(tmp_path: Path, damage: Any) -> None:
     assert reason(tmp_path, SENTINEL) == "unreadable"
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_level_1c_has_its_own_names_offset_and_mask(tmp_path: Path, masked: bool) -> None:
+    folder = write_safe(tmp_path)
+    granule = next(folder.glob("GRANULE/*"))
+    shutil.rmtree(granule / "IMG_DATA")
+    (granule / "IMG_DATA").mkdir()
+    (granule / "QI_DATA").mkdir()
+    for band in ("B02", "B05", "B10"):
+        (granule / "IMG_DATA" / f"T29UNU_20240730T071619_{band}.jp2").write_bytes(b"x")
+    if masked:
+        (granule / "QI_DATA" / "MSK_CLASSI_B00.jp2").write_bytes(b"x")
+    text = (folder / "MTD_MSIL2A.xml").read_text().replace("BOA_ADD", "RADIO_ADD")
+    (folder / "MTD_MSIL2A.xml").unlink()
+    assert not list(local_items(tmp_path, load_product("sentinel-2-l1c")))
+    (folder / "MTD_MSIL1C.xml").write_text(text)
+    assert not list(local_items(tmp_path, SENTINEL)), "a level 1C folder is none of 2A"
+    product = load_product("sentinel-2-l1c")
+    scene = only(tmp_path, product)
+    assert scene.scene == "sentinel-2-l1c/S2B_20240730T071619/29UNU"
+    assert scene.offset_add == -1000
+    assert {asset.name for asset in scene.assets} == {
+        "B02", "B05", "B10", *(("MSK_CLASSI_B00",) if masked else ())
+    }  # fmt: skip
+    (item,) = local_items(tmp_path, product)
+    steps = {key: entry["proj:transform"][0] for key, entry in item["assets"].items()}
+    assert steps.items() >= {"B02": 10, "B05": 20, "B10": 60}.items()
+    assert is_masked(scene, product) == masked
+
+
 @needs_data
 def test_the_real_safe_has_its_offset_clouds_and_swath_edge() -> None:
     scene = only(DATA / "sentinel-2" / "T29UNU", SENTINEL)
@@ -353,6 +402,8 @@ def test_what_is_not_there_is_the_user_s_mistake(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="does not exist"):
         local_items(tmp_path / "nowhere", ENMAP)
     other = ENMAP.model_copy(update={"providers": {}})
-    with pytest.raises(RecipeError, match="enmap-folder, safe, geotiff"):
+    with pytest.raises(
+        RecipeError, match="enmap-folder, safe, safe-l1c, safe-s1, landsat-folder, geotiff, "
+    ):
         local_items(tmp_path, other)
     assert rows(tmp_path, ENMAP) == []

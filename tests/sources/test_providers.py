@@ -19,6 +19,7 @@ GOOD = {
     "dlr": "https://download.geoservice.dlr.de/ENMAP/files/L2A/IMAGE_COG.TIF",
     "copernicus": "s3://eodata/Sentinel-2/MSI/L2A/B02_10m.jp2",
     "simulated": "http://127.0.0.1:8790/files/scene.tif",
+    "usgs": "s3://usgs-landsat/collection02/level-1/standard/oli-tirs/2020/x/B2.TIF",
 }
 HOSTILE = [
     "",
@@ -48,6 +49,15 @@ HOSTILE = [
 @pytest.mark.parametrize("name", sorted(GOOD))
 def test_a_provider_s_own_files_pass(name: str) -> None:
     check_href(load_provider(name), GOOD[name])
+
+
+@pytest.mark.parametrize("bucket", ["sentinel-s2-l1c", "sentinel-s1-l1c", "usgs-landsat"])
+def test_a_bucket_is_no_host(bucket: str) -> None:
+    earth_search = load_provider("earth-search")
+    check_href(earth_search, f"s3://{bucket}/tiles/B02.jp2")
+    assert bucket in earth_search.requester_pays
+    with pytest.raises(GiveUp):
+        check_href(earth_search, f"https://{bucket}/tiles/B02.jp2")
 
 
 @pytest.mark.parametrize("name", sorted(REMOTE))

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import socket
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -270,32 +267,3 @@ def small(_built: Root, tmp_path: Path) -> Root:
     url = str(tmp_path / "root")
     shutil.copytree(_built.url, url)
     return replace(_built, url=url, store=open_store(url))
-
-
-@pytest.fixture(scope="session")
-def bucket() -> Iterator[Callable[[str], str]]:
-    """A real S3 server on loopback; returns a function from a prefix to its URL."""
-    import warnings
-
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        warnings.simplefilter("ignore")  # moto's own imports
-        import logging
-
-        from moto.server import ThreadedMotoServer
-
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-        server.start()
-        try:
-            address = f"http://127.0.0.1:{port}"
-            patch.setenv("AWS_ENDPOINT_URL", address)
-            patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-            patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-            patch.setenv("AWS_REGION", "us-east-1")
-            httpx.put(f"{address}/bucket", trust_env=False).raise_for_status()
-            yield lambda prefix: f"s3://bucket/{prefix}"
-        finally:
-            server.stop()

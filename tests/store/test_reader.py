@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
+import zarr
 
 from pipeline.errors import IntegrityError, RecipeError
 from pipeline.run.publish import run_publish
@@ -233,3 +236,32 @@ def test_times_are_utc(published) -> None:
     assert isinstance(acquired, datetime)
     assert acquired.utcoffset() is not None
     assert acquired.utcoffset().total_seconds() == 0
+
+
+def test_under_the_names_of_ssl4eo_s12_a_loader_of_it_reads_the_same_patches(
+    published, tmp_path
+) -> None:
+    ds = open_dataset(published.url)
+    own, theirs = ds.to_xarray("optical"), ds.to_xarray("optical", names="ssl4eo-s12")
+    there = own["bands"].values != -32768
+    moved = theirs["bands"].values
+    assert moved.dtype == np.dtype("int16")
+    np.testing.assert_array_equal(
+        moved[there], np.minimum(own["bands"].values[there] + 1000, 32767)
+    )
+    assert (moved[~there] == -32768).all()
+    wanted = np.array([6, 0, 1, 2, 3, 4, 5, 6, 0])[own["mask"].values]
+    np.testing.assert_array_equal(theirs["cloud_mask"], wanted)
+    row = ds.index.to_pylist()[0]
+    assert (theirs["center_lon"][0], theirs["crs"][0]) == (row["lon_deg"], row["epsg"])
+    assert theirs["x_"][0, 0] == row["x_min_m"] + 5
+    assert theirs["y_"][0, -1] == row["y_max_m"] - 155
+    assert theirs["file_id"].values[0, 0] == row["scenes"][0]
+    assert theirs["sample_id"].values[1].tolist() == ["0000001_0", "0000001_1"]
+    # As that data set is kept and opened: Zarr format 2 in a zip archive.
+    theirs.to_zarr(tmp_path / "group", zarr_format=2, consolidated=False)
+    path = shutil.make_archive(str(tmp_path / "data_000001.zarr"), "zip", tmp_path / "group")
+    with zarr.storage.ZipStore(path, mode="r") as store:
+        again = xr.open_zarr(store, consolidated=False)
+        np.testing.assert_array_equal(again["bands"].isel(time=1).values, moved[:, 1])
+        np.testing.assert_array_equal(again["time_"].values, theirs["time_"].values)

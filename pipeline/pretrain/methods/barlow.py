@@ -5,8 +5,8 @@ Zbontar et al. 2021, "Barlow Twins: Self-Supervised Learning via Redundancy Redu
 different dimensions should tell different things: the correlations between the views' dimensions,
 over the batch, are pulled towards the identity.
 
-The paper trains with LARS and a hundredth of the loss; AdamW, used here for every method, does not
-see the scale of a loss, so there is none.
+The paper trains with LARS and a hundredth of the loss. Neither LARS nor AdamW sees the scale of a
+loss, so there is none here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pipeline.pretrain.methods.heads import mlp
 from pipeline.pretrain.methods.method import Learned, Method, View
 from pipeline.pretrain.ranks import sum_over_ranks
 
@@ -95,11 +96,7 @@ class BarlowTwins(Method):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.projector = nn.Sequential(
-            *_layer(width, projector_width),
-            *_layer(projector_width, projector_width),
-            nn.Linear(projector_width, projector_width, bias=False),
-        )
+        self.projector = mlp(width, *[projector_width] * 3, end="plain")
         self.off_diagonal = off_diagonal
 
     def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:  # noqa: ARG002
@@ -109,8 +106,4 @@ class BarlowTwins(Method):
         with torch.autocast(projected[0].device.type, enabled=False):
             first, second = (part.float() for part in projected)
             loss = barlow_loss(first, second, self.off_diagonal)
-        return Learned(loss, features[0].detach().float())
-
-
-def _layer(width: int, out: int) -> tuple[nn.Module, ...]:
-    return nn.Linear(width, out, bias=False), nn.BatchNorm1d(out), nn.ReLU(inplace=True)
+        return Learned(loss, features[0].detach().float(), first.detach())

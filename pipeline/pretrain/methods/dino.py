@@ -14,18 +14,17 @@ no middle grey to turn over at.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.pretrain.methods.method import Learned, Method, View
+from pipeline.pretrain.methods.method import Learned, Method, View, drop_paths, entropy, follow
 from pipeline.pretrain.ranks import sum_over_ranks
+from pipeline.pretrain.schedule import cosine
 
 #: Widths of the head's hidden layers and of the unit vectors it compares with prototypes
 #: (appendix C).
@@ -51,16 +50,8 @@ class Schedule:
     """In which the prototypes stand still."""
 
     def momentum(self, step: int) -> float:
-        """Return the share of itself that the teacher keeps after a step: 1 after the last.
-
-        Examples
-        --------
-        >>> plan = Schedule(5, 0.9, 0.04, 0.04, 0, 0)
-        >>> [round(plan.momentum(step), 3) for step in (0, 2, 4)]
-        [0.9, 0.95, 1.0]
-        """
-        done = step / (self.steps - 1) if self.steps > 1 else 1.0
-        return 1 - (1 - self.first_momentum) * (1 + math.cos(math.pi * done)) / 2
+        """Return the share of itself that the teacher keeps after a step: 1 after the last."""
+        return cosine(step, first=self.first_momentum, last=1.0, steps=self.steps)
 
     def temperature(self, step: int) -> float:
         """Return what the teacher's logits are divided by."""
@@ -125,16 +116,15 @@ class Head(nn.Module):
         )
         self.prototypes = nn.Parameter(torch.randn(prototypes, BOTTLENECK_WIDTH))
 
-    def forward(self, features: Tensor, *, frozen: bool = False) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Return cosines in float32, whatever the precision around it.
 
-        `frozen` prototypes get no gradient at all, so that the optimiser skips them. A cosine is
-        divided by a small temperature later: rounded to bfloat16 it would be off by a twentieth.
+        A cosine is divided by a small temperature later: rounded to bfloat16 it would be off by a
+        twentieth.
         """
         vectors = self.layers(features)
-        prototypes = self.prototypes.detach() if frozen else self.prototypes
         with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(vectors.float(), dim=1) @ F.normalize(prototypes, dim=1).T
+            return F.normalize(vectors.float(), dim=1) @ F.normalize(self.prototypes, dim=1).T
 
 
 def _linear(width: int, out: int) -> nn.Linear:
@@ -160,9 +150,12 @@ class DINO(Method):
     student_temperature : float
     centre_momentum : float
         Share of itself that the centre keeps each step.
+    drop_path : float
+        Of a student that is a ViT.
     """
 
     views = 2
+    measures = ("teacher_entropy", "teacher_variety")
     centre: Tensor
 
     def __init__(
@@ -174,58 +167,70 @@ class DINO(Method):
         schedule: Schedule,
         student_temperature: float,
         centre_momentum: float,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.student = encoder
         self.student_head = Head(width, prototypes)
         self.encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.head = copy.deepcopy(self.student_head).requires_grad_(False)
+        drop_paths(self.student, drop_path)
         self.schedule = schedule
         self.student_temperature = student_temperature
         self.centre_momentum = centre_momentum
         self.register_buffer("centre", torch.zeros(prototypes))
         self.step = 0
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return the steps done: a plain number, since reading a tensor would wait for the GPU."""
-        return {"step": self.step}
+    def begin(self, step: int) -> None:
+        """Move the teacher towards what the student became in the step before."""
+        self.step = step
+        if step:
+            momentum = self.schedule.momentum(step - 1)
+            follow(self.student, self.encoder, momentum)
+            follow(self.student_head, self.head, momentum)
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Go back to what `get_extra_state` returned."""
-        self.step = int(state["step"])
+    def still(self) -> Iterable[nn.Parameter]:
+        """Return the prototypes in the first steps: a young student would drag them together."""
+        if self.step < self.schedule.frozen_steps:
+            yield self.student_head.prototypes
 
     def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:  # noqa: ARG002
-        """Return the loss of one batch; moves the teacher before and the centre after it.
+        """Return the loss of one batch, and move the centre after it.
 
         The first `GLOBAL_CROPS` views are large, the others small.
         """
-        frozen = self.step < self.schedule.frozen_steps
         with torch.no_grad():
-            if self.step:
-                self._follow(self.schedule.momentum(self.step - 1))
             large = torch.cat([view.image for view in views[:GLOBAL_CROPS]])
             teacher = _by_crop(self.head(self.encoder(large)), GLOBAL_CROPS)
+        temperature = self.schedule.temperature(self.step)
         features = [self.student(images) for images in _of_one_size(views)]
-        logits = [self.student_head(part, frozen=frozen) for part in features]
+        logits = [self.student_head(part) for part in features]
         with torch.autocast(teacher.device.type, enabled=False):
             loss = dino_loss(
                 _by_crop(torch.cat(logits), len(views)),
                 teacher,
                 self.centre,
                 student_temperature=self.student_temperature,
-                teacher_temperature=self.schedule.temperature(self.step),
+                teacher_temperature=temperature,
             )
+            measures = self._measures(teacher, temperature)
             self._recentre(teacher)
-        self.step += 1
-        return Learned(loss, features[0][: len(views[0].image)].detach().float())
+        first = slice(len(views[0].image))
+        compared = logits[0][first].detach()
+        return Learned(loss, features[0][first].detach().float(), compared, measures)
 
     @torch.no_grad()
-    def _follow(self, momentum: float) -> None:
-        """Move the teacher towards the student: t <- m t + (1 - m) s."""
-        pairs = ((self.student, self.encoder), (self.student_head, self.head))
-        for student, teacher in pairs:
-            for s, t in zip(student.parameters(), teacher.parameters(), strict=True):
-                t.lerp_(s, 1 - momentum)
+    def _measures(self, teacher: Tensor, temperature: float) -> dict[str, Tensor]:
+        """Return how undecided the teacher is of one item, and how varied over the batch.
+
+        Both in nats. Near log(prototypes) for both, it says nothing; near 0 for both, it says the
+        same of everything.
+        """
+        said = F.softmax((teacher - self.centre) / temperature, dim=-1)
+        return {
+            "teacher_entropy": entropy(said).mean(),
+            "teacher_variety": entropy(said.mean(dim=(0, 1))),
+        }
 
     @torch.no_grad()
     def _recentre(self, teacher: Tensor) -> None:

@@ -17,6 +17,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from pipeline.pretrain.methods.method import Learned, Method, View
+from pipeline.pretrain.ranks import own_rows, size, sum_over_ranks
 
 #: Shape of the decoder. The paper uses 8 blocks of 512 for ImageNet and finds a probe to gain from
 #: depth (its table 1); SpectralEarth uses 1 block of 512 (arXiv 2408.08447). This is between.
@@ -56,9 +57,13 @@ def patchify(image: Tensor, patch_px: int) -> Tensor:
 
 
 def choose_hidden(batch: int, tokens: int, fraction: float, generator: torch.Generator) -> Hidden:
-    """Hide a share of each item's tokens at random, at least one and never all."""
+    """Hide a share of each item's tokens at random, at least one and never all.
+
+    Ranks with equal generators hide as one rank with all of their items would.
+    """
     count = min(max(round(tokens * fraction), 1), tokens - 1)
-    order = torch.rand(batch, tokens, generator=generator).argsort(dim=1)
+    draws = own_rows(torch.rand(batch * size(), tokens, generator=generator))
+    order = draws.argsort(dim=1)
     return Hidden(order[:, count:], order[:, :count])
 
 
@@ -80,7 +85,8 @@ def reconstruction_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Ten
     Returns
     -------
     Tensor, float32, shape ()
-        Mean over tokens of the mean over their values; 0 if there is no valid value at all.
+        Mean over the tokens of all ranks of the mean over their values; 0 if there is no valid
+        value at all.
     """
     seen = valid.to(target.dtype)
     count = seen.sum(dim=-1, keepdim=True)
@@ -92,7 +98,8 @@ def reconstruction_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Ten
     wanted = (target - mean) / (variance + VARIANCE_FLOOR).sqrt()
     error = ((predicted - wanted).square() * seen).sum(dim=-1) / at_least_one.squeeze(-1)
     usable = (count.squeeze(-1) > 0).to(error.dtype)
-    return (error * usable).sum() / usable.sum().clamp(min=1)
+    total = sum_over_ranks(torch.stack([(error * usable).sum(), usable.sum()]))
+    return total[0] / total[1].clamp(min=1)
 
 
 class MAE(Method):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
+from timm.layers.drop import DropPath
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 
@@ -19,10 +21,13 @@ class View(NamedTuple):
         Standardised values; 0 where nothing was seen.
     valid : Tensor, bool, shape (batch, band, y, x)
         Where a value was seen.
+    label : Tensor, int64, shape (batch,), or None
+        Class of each item, from 0: of a method's labelled support alone.
     """
 
     image: Tensor
     valid: Tensor
+    label: Tensor | None = None
 
 
 class Learned(NamedTuple):
@@ -32,27 +37,75 @@ class Learned(NamedTuple):
     ----------
     loss : Tensor, float32, shape ()
     embedding : Tensor, float32, shape (batch, width)
-        Detached representation whose health is watched (`pipeline.pretrain.monitors`): a falling
-        loss does not tell a collapsed model from a good one.
+        Detached features of the encoder, whose health is watched (`pipeline.pretrain.monitors`): a
+        falling loss does not tell a collapsed model from a good one.
+    compared : Tensor, float32, shape (batch, width), or None
+        Detached vectors that the loss compares, where collapse shows first; None: it compares
+        nothing but pixels.
+    measures : mapping of str to Tensor, shape ()
+        The method's own measures of health, named as in `Method.measures`.
     """
 
     loss: Tensor
     embedding: Tensor
+    compared: Tensor | None = None
+    measures: Mapping[str, Tensor] = {}
 
 
 class Method(nn.Module, ABC):
     """A pretraining method: one `forward` does all of a step but the optimiser's part.
 
-    All of its state (queues, moving averages, counts) is in its `state_dict`, and all of its
-    randomness comes from the generator it is given: this makes a resumed run equal to an
-    undisturbed one. One forward and nothing else, so that it can be wrapped for several devices.
+    All of its state (queues, moving averages) is in its `state_dict`, and all of its randomness
+    comes from the generator it is given: this makes a resumed run equal to an undisturbed one. One
+    forward returns the loss, and every parameter with `requires_grad` takes part in it, so that it
+    can be wrapped for several devices as it is.
     """
 
     views: ClassVar[int]
     """How many patches of each item it wants: 1, or 2 of different times where there are two."""
+    products: ClassVar[int] = 1
+    """From how many products: 2 views from each of 2."""
+    measures: ClassVar[tuple[str, ...]] = ()
+    """Names of its own measures, columns of the log."""
+    steady: ClassVar[tuple[str, ...]] = ()
+    """Names of its parts whose learning rate does not fall."""
     encoder: nn.Module
     """What is kept when training is over."""
+
+    def begin(self, step: int) -> None:
+        """Get ready for a step, counted from 0: move what moves once a step, not once a batch."""
+
+    def still(self) -> Iterable[nn.Parameter]:
+        """Return parameters that the optimiser must leave alone in the step that was begun."""
+        return ()
 
     @abstractmethod
     def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:
         """Return the loss of one batch, in float32 whatever the precision around it."""
+
+
+@torch.no_grad()
+def follow(leader: nn.Module, follower: nn.Module, momentum: float) -> None:
+    """Move one module's parameters towards another's: f <- m f + (1 - m) l."""
+    for one, other in zip(leader.parameters(), follower.parameters(), strict=True):
+        other.lerp_(one, 1 - momentum)
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Return the entropy along the last axis in nats: (..., class) -> (...)."""
+    found: Tensor = torch.special.xlogy(probabilities, probabilities).sum(dim=-1)
+    return -found
+
+
+def drop_paths(encoder: nn.Module, rate: float) -> None:
+    """Let blocks of a ViT be left out for an item at random, the last with probability `rate`.
+
+    Stochastic depth (Huang et al. 2016, arXiv 1603.09382), rising evenly from 0 at the first block.
+    Other encoders stay as they are; weights and evaluation do not change.
+    """
+    if not isinstance(encoder, VisionTransformer) or not rate:
+        return
+    last = max(len(encoder.blocks) - 1, 1)
+    for number, block in enumerate(encoder.blocks):
+        block.drop_path1 = DropPath(rate * number / last)
+        block.drop_path2 = DropPath(rate * number / last)

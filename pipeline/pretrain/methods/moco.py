@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.pretrain.methods.method import Learned, Method, View
+from pipeline.pretrain.methods.method import Learned, Method, View, follow
+from pipeline.pretrain.ranks import gather_rows
 
 #: Width of the embedding that is compared (He et al. 2020, section 3.3).
 EMBEDDING_WIDTH = 128
@@ -94,29 +95,25 @@ class MoCo(Method):
         self.register_buffer("queue", F.normalize(first, dim=1))
         self.register_buffer("position", torch.zeros((), dtype=torch.long))
 
+    def begin(self, step: int) -> None:  # noqa: ARG002
+        """Move the key encoder towards the query encoder."""
+        follow(self.encoder, self.key_encoder, self.momentum)
+        follow(self.head, self.key_head, self.momentum)
+
     def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:  # noqa: ARG002
-        """Return the loss of one batch; moves the key encoder before and the queue after it."""
+        """Return the loss of one batch, and put its keys, of all ranks, into the queue."""
         first, second = views
         features = self.encoder(first.image)
         query = self.head(features)
         with torch.no_grad():
-            self._follow()
             key = self.key_head(self.key_encoder(second.image))
         with torch.autocast(query.device.type, enabled=False):
             query = F.normalize(query.float(), dim=1)
             key = F.normalize(key.float(), dim=1)
             # A copy: the queue is changed below, and the backward pass still needs the old one.
             loss = info_nce(query, key, self.queue.clone(), self.temperature)
-            self._remember(key)
-        return Learned(loss, features.detach().float())
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the key encoder towards the query encoder: k <- m k + (1 - m) q."""
-        pairs = ((self.encoder, self.key_encoder), (self.head, self.key_head))
-        for online, key in pairs:
-            for q, k in zip(online.parameters(), key.parameters(), strict=True):
-                k.lerp_(q, 1 - self.momentum)
+            self._remember(gather_rows(key))
+        return Learned(loss, features.detach().float(), query.detach())
 
     @torch.no_grad()
     def _remember(self, keys: Tensor) -> None:

@@ -1,0 +1,103 @@
+"""Barlow Twins on single pixels or small windows of imaging spectrometers.
+
+Braham et al. 2022, "Self Supervised Learning for Few Shot Hyperspectral Image Classification"
+(arXiv 2206.12117), pretrains on the pixels of a scene and then needs few labels. Nothing but the
+idea is published; augmentations (`pipeline.pretrain.spectra`) and pairs are our own choice: two
+windows a few pixels apart are a pair, as neighbours mostly show the same material.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.pretrain.methods.barlow import BarlowTwins
+from pipeline.pretrain.methods.method import Learned, View
+from pipeline.pretrain.ranks import rank
+from pipeline.pretrain.spectra import disturb
+
+#: How far apart the two windows of a pair are at most, in y and in x.
+NEIGHBOURHOOD_PX = 2
+
+
+class PixelBarlow(BarlowTwins):
+    """Make neighbouring windows of an item agree, dimension by dimension.
+
+    Parameters
+    ----------
+    encoder : module, (window, band, y, x) -> (window, width)
+    width : int
+        Features the encoder returns.
+    window_px : int
+        Edge of a window; 1 is a single pixel.
+    windows : int
+        Pairs drawn from each item.
+    projector_width : int
+    off_diagonal : float
+        See `BarlowTwins`.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        width: int,
+        *,
+        window_px: int,
+        windows: int,
+        projector_width: int,
+        off_diagonal: float,
+    ) -> None:
+        super().__init__(encoder, width, projector_width=projector_width, off_diagonal=off_diagonal)
+        self.window_px = window_px
+        self.windows = windows
+
+    def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:
+        """Return the loss of one batch of whole patches: two times of each, or the same twice."""
+        # Ranks draw on their own: nobody needs another's windows.
+        seed = int(torch.randint(2**62, (), generator=generator)) + rank()
+        generator = torch.Generator().manual_seed(seed)
+        batch, _, height, width = views[0].image.shape
+        last = torch.tensor([height, width]) - self.window_px
+        shape = (batch, self.windows, 2)
+        first = (torch.rand(shape, generator=generator) * (last + 1)).long()
+        reach = 2 * NEIGHBOURHOOD_PX + 1
+        shift = torch.randint(0, reach, shape, generator=generator) - NEIGHBOURHOOD_PX
+        corners = (first, torch.minimum((first + shift).clamp(min=0), last))
+        cut = [
+            disturb(cut_windows(view, corner, self.window_px), generator)
+            for view, corner in zip(views, corners, strict=True)
+        ]
+        return super().forward(cut, generator)
+
+
+def cut_windows(view: View, corners: Tensor, window_px: int) -> View:
+    """Cut windows out of each item.
+
+    Parameters
+    ----------
+    view : View
+        Shape (batch, band, y, x).
+    corners : Tensor, int64, shape (batch, window, 2)
+        Upper and left edge.
+    window_px : int
+
+    Returns
+    -------
+    View
+        Shape (batch * window, band, window_px, window_px).
+    """
+    batch, windows, _ = corners.shape
+    reach = torch.arange(window_px)
+    item = torch.arange(batch).view(-1, 1, 1, 1).expand(-1, windows, 1, 1)
+    rows = corners[..., 0].view(batch, windows, 1, 1) + reach.view(-1, 1)
+    columns = corners[..., 1].view(batch, windows, 1, 1) + reach
+    where = [part.to(view.image.device) for part in (item, rows, columns)]
+
+    def cut(values: Tensor) -> Tensor:
+        # Indices around a slice: the bands come last, (batch, window, y, x, band).
+        windows = values[where[0], :, where[1], where[2]]
+        return windows.flatten(0, 1).permute(0, 3, 1, 2)
+
+    return View(cut(view.image), cut(view.valid))

@@ -1,0 +1,54 @@
+"""From the `[pretrain]` table to the optimiser, and its rates at each step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.optim.lars import Lars
+
+from pipeline.pretrain.methods.method import Method
+from pipeline.pretrain.schedule import cosine, learning_rate
+from pipeline.recipe import Pretrain
+
+#: AdamW's betas where the paper of a method states its own (MAE, appendix A), and otherwise.
+BETAS = {"mae": (0.9, 0.95)}
+USUAL_BETAS = (0.9, 0.999)
+
+#: Momentum of SGD and LARS in every paper that uses them.
+MOMENTUM = 0.9
+
+
+def build_optimizer(method: Method, settings: Pretrain) -> torch.optim.Optimizer:
+    """Build the optimiser a recipe names.
+
+    Biases and norms do not decay, nor does LARS adapt their rates, as is usual. What a method
+    calls `steady` keeps the first rate to the end.
+    """
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            steady, decays = name.split(".")[0] in method.steady, parameter.ndim > 1
+            decay = settings.weight_decay if decays else 0.0
+            group = {"params": [], "weight_decay": decay, "decays": decays, "steady": steady}
+            groups.setdefault((steady, decays), group)["params"].append(parameter)
+    parameters, rate = list(groups.values()), settings.learning_rate
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=MOMENTUM)
+    if settings.optimizer == "lars":
+        return Lars(parameters, lr=rate, momentum=MOMENTUM)
+    return torch.optim.AdamW(parameters, lr=rate, betas=BETAS.get(settings.method, USUAL_BETAS))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, settings: Pretrain, step: int) -> float:
+    """Give the optimiser the learning rate and weight decay of a step; return the rate."""
+    peak, steps = settings.learning_rate, settings.steps
+    rate = learning_rate(step, peak=peak, steps=steps, warmup_steps=settings.warmup_steps)
+    last = settings.weight_decay_end
+    decay = settings.weight_decay
+    if last is not None:
+        decay = cosine(step, first=decay, last=last, steps=steps)
+    for group in optimizer.param_groups:
+        group["lr"] = peak if group["steady"] else rate
+        group["weight_decay"] = decay if group["decays"] else 0.0
+    return rate

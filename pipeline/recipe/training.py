@@ -1,0 +1,216 @@
+"""What is trained on a data set and how it is judged: no part of what the data set is."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.recipe.base import Strict
+
+#: Encoders that can be built (`pipeline.pretrain.backbones`), and what may stand before each.
+BACKBONES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101"),
+    *("vit_tiny", "vit_small", "vit_base", "vit_large"),
+)
+BEFORE_BACKBONE = ("spec_", "wave_")
+
+#: What a method trains with unless the recipe says otherwise, where that is not the field's own
+#: default: as its paper or, where there is one, its first use on satellite images does.
+#: `learning_rate` is for 256 items and grows with the batch (Goyal et al. 2017, arXiv 1706.02677);
+#: `warmup` is a share of the steps.
+USUAL: dict[str, dict[str, Any]] = {
+    # He et al. 2020; SSL4EO-S12 (arXiv 2211.07044)
+    "moco": {"optimizer": "sgd", "learning_rate": 0.03, "weight_decay": 1e-4},
+    # Chen, Xie and He 2021 (arXiv 2104.02057); SSL4EO-S12
+    "mocov3": {"learning_rate": 1.5e-4, "weight_decay": 0.1, "warmup": 0.1, "projector_width": 4096}
+    | {"teacher_momentum": 0.99},
+    # Chen et al. 2020 (arXiv 2002.05709)
+    "simclr": {"optimizer": "lars", "learning_rate": 0.3, "weight_decay": 1e-6, "warmup": 0.1}
+    | {"temperature": 0.1},
+    # Chen and He 2021 (arXiv 2011.10566)
+    "simsiam": {"optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 1e-4},
+    # Caron et al. 2020 (arXiv 2006.09882); prototypes, queue and rate as for BigEarthNet by Wang et
+    # al. 2022 (arXiv 2206.13188)
+    "swav": {"optimizer": "lars", "learning_rate": 0.3, "weight_decay": 1e-6, "warmup": 0.1}
+    | {"temperature": 0.1, "prototypes": 500, "queue": 1280},
+    # Caron et al. 2021 (arXiv 2104.14294); rate as in SSL4EO-S12
+    "dino": {"learning_rate": 1.5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4}
+    | {"warmup": 0.1, "clip": 3.0, "drop_path": 0.1},
+    # He et al. 2022 (arXiv 2111.06377)
+    "mae": {"learning_rate": 1.5e-4, "weight_decay": 0.05, "warmup": 0.1},
+    # Baevski et al. 2022 (arXiv 2202.03555); SSL4EO-S12
+    "data2vec": {"learning_rate": 1e-3, "weight_decay": 0.05, "warmup": 0.1, "clip": 3.0}
+    | {"drop_path": 0.25, "teacher_momentum": 0.999, "mask_fraction": 0.6},
+    # Wang et al. 2024 (arXiv 2309.05300)
+    "decur": {"pairs": "products"},
+    # Assran et al. 2021 (arXiv 2104.13963)
+    "paws": {"warmup": 0.1, "temperature": 0.1},
+}
+
+
+class Pretrain(Strict):
+    """One pretraining run on a published version."""
+
+    method: Literal[
+        "moco",
+        "mae",
+        "barlow",
+        "dino",
+        "decur",
+        "paws",
+        "barlow_pixels",
+        "mocov3",
+        "simclr",
+        "simsiam",
+        "swav",
+        "data2vec",
+    ] = "moco"
+    backbone: str = "resnet18"
+    """A timm ResNet or ViT: resnet18, resnet34, resnet50, resnet101, vit_tiny, vit_small, vit_base,
+    vit_large. With `spec_` before it (spec_resnet50, spec_vit_small), behind SpectralEarth's
+    spectral adapter, for 75 bands or more. With `wave_` before it, an encoder of any sensor, whose
+    first convolution goes by the wavelengths of the bands (after DOFA)."""
+    product: str | None = None
+    """Whose patches are learned from; None: the recipe's first image product."""
+    more_products: tuple[str, ...] = ()
+    """Other products that are learned from beside it: batches of one product each for a backbone of
+    any sensor (`wave_`), or the other half of every pair (`pairs = "products"`)."""
+    pairs: Literal["times", "views", "products"] = "times"
+    """What a method that compares two patches is given: two times of a location (the same patch
+    twice where there is but one), two crops of one patch, or two products at one slot."""
+    steps: int = Field(default=1000, ge=1)
+    batch_size: int = Field(default=64, ge=2)
+    """Items a step learns from, over all devices."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts a device takes its share of a batch in, one after another, where memory is short. A
+    method that compares the items of a batch compares those of a part."""
+    crop_px: int | None = None
+    """Edge of the training crops; None: the whole patch."""
+    patch_px: int = Field(default=4, ge=1)
+    """Token edge of a ViT."""
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    """Default: the method's own: SGD for MoCo and SimSiam, LARS for SimCLR and SwAV."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Highest, after the warm-up. Default: the method's own, times batch_size / 256."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """At first. Default: the method's own."""
+    weight_decay_end: float | None = Field(default=None, ge=0)
+    """At the end of a cosine over all steps; None: as at first. Default: 0.4 for DINO."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Default: a tenth of the steps for all but MoCo, SimSiam, Barlow Twins and DeCUR."""
+    clip: float | None = Field(default=None, gt=0)
+    """Longest gradient; None: any. Default: 3 for DINO and data2vec (SSL4EO-S12)."""
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that the last block of a ViT is left out for an item, less for earlier ones.
+    Default: 0.1 for DINO's student, 0.25 for data2vec's (SSL4EO-S12)."""
+    momentum: float = Field(default=0.999, ge=0, lt=1)
+    """MoCo: of the key encoder (He et al. 2020)."""
+    temperature: float = Field(default=0.2, gt=0)
+    """MoCo v2 and v3, SimCLR, SwAV, PAWS: of the logits. 0.1 for the last three."""
+    queue: int = Field(default=4096, ge=2)
+    """MoCo: keys remembered. SwAV: projections of either view remembered, 1280."""
+    mask_fraction: float = Field(default=0.75, gt=0, lt=1)
+    """MAE: share of hidden tokens (He et al. 2022); SpectralEarth used 0.9. data2vec: 0.6."""
+    projector_width: int = Field(default=2048, ge=2)
+    """Barlow Twins, DeCUR: of each of the projector's three layers; 8192 in the papers, 2048 for
+    BigEarthNet and So2Sat (Wang et al. 2022, arXiv 2206.13188). Others: of the hidden layers."""
+    off_diagonal: float = Field(default=0.0051, gt=0)
+    """Barlow Twins, DeCUR: lambda, the weight of correlations between dimensions (Zbontar et al.
+    2021)."""
+    common_fraction: float = Field(default=0.875, gt=0, lt=1)
+    """DeCUR: share of dimensions that both modalities have in common; 0.875 for SAR and optical,
+    0.75 for RGB and elevation (Wang et al. 2024)."""
+    prototypes: int = Field(default=4096, ge=2)
+    """DINO: what it tells apart; 65536 in the paper (Caron et al. 2021) and SSL4EO-S12, 128 in
+    SpectralEarth. SwAV: 500."""
+    teacher_momentum: float = Field(default=0.996, ge=0, le=1)
+    """DINO: of the teacher at first; it rises to 1 on a cosine over all steps (Caron et al. 2021).
+    A run of a few hundred steps needs less, or its teacher hardly moves. MoCo v3: 0.99; data2vec:
+    0.999, rising to 0.9998."""
+    student_temperature: float = Field(default=0.1, gt=0)
+    """DINO: of the student's logits (Caron et al. 2021)."""
+    teacher_temperature: float = Field(default=0.04, gt=0)
+    """DINO: of the teacher's logits, after its warm-up (the paper's code and SSL4EO-S12)."""
+    teacher_temperature_start: float = Field(default=0.04, gt=0)
+    """DINO: of the teacher's logits at first (Caron et al. 2021)."""
+    teacher_warmup_steps: int = Field(default=0, ge=0)
+    """DINO: steps from the teacher's first temperature to its last (0 as in SSL4EO-S12)."""
+    centre_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """DINO: of the centre of the teacher's logits (Caron et al. 2021)."""
+    frozen_fraction: float = Field(default=0.01, ge=0, le=1)
+    """DINO, SwAV: share of the run in which the prototypes stand still; 1 epoch of 100 in
+    SSL4EO-S12."""
+    local_crops: int = Field(default=8, ge=0)
+    """DINO: small crops beside the two large ones (SSL4EO-S12)."""
+    local_px: int | None = Field(default=None, ge=2)
+    """DINO: edge of the small crops; None: 3/7 of the large ones' (96 of 224), in whole tokens."""
+    windows: int = Field(default=16, ge=1)
+    """Barlow Twins on pixels: windows of `crop_px` (1: single pixels) drawn from each patch."""
+    support_per_class: int = Field(default=4, ge=1)
+    """PAWS: labelled patches of each class that a step sees."""
+    support_labels: str | None = None
+    """PAWS: label product; None: `evaluate.labels`. Only the training part's are read."""
+    health_every: int = Field(default=10, ge=1)
+    """Steps between two lines of the log."""
+    knn_every: int = Field(default=0, ge=0)
+    """Steps between two looks at what features are worth, by nearest neighbours on the validation
+    part of `evaluate.labels`; 0: never."""
+    stop_collapsed: bool = True
+    """End a run that has collapsed or diverged, instead of warning alone."""
+    seed: int = 0
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between checkpoints."""
+    transductive: bool = False
+    """Learn from all splits, not from `train` alone; every report then says so."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    threads: int = Field(default=2, ge=1)
+    """Decoding threads of the loader."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_usual(cls, given: Any) -> Any:
+        """Fill in what the method trains with where the recipe does not say."""
+        if not isinstance(given, dict):
+            return given
+        usual = dict(USUAL.get(str(given.get("method", "moco")), {}))
+        share = usual.pop("warmup", 0.0)
+        if isinstance(steps := given.get("steps", 1000), int):
+            usual["warmup_steps"] = round(share * steps)
+        if isinstance(batch := given.get("batch_size", 64), int) and "learning_rate" in usual:
+            usual["learning_rate"] *= batch / 256
+        return {**usual, **given}
+
+    @model_validator(mode="after")
+    def _divided(self) -> Pretrain:
+        if self.batch_size % self.accumulate or self.batch_size < 2 * self.accumulate:
+            raise ValueError(
+                f"`accumulate` is {self.accumulate}, which does not part a batch of "
+                f"{self.batch_size} into equal parts of at least 2 items"
+            )
+        return self
+
+    @field_validator("backbone")
+    @classmethod
+    def _known_backbone(cls, name: str) -> str:
+        bare = next((name.removeprefix(b) for b in BEFORE_BACKBONE if name.startswith(b)), name)
+        if bare not in BACKBONES:
+            raise ValueError(
+                f"is {name!r}; allowed are: {', '.join(BACKBONES)}, each also with "
+                f"{' or '.join(BEFORE_BACKBONE)} before it"
+            )
+        return name
+
+
+class Evaluate(Strict):
+    """Probes of frozen features against labels, beside baselines on the same split."""
+
+    labels: str
+    """Label product of the same recipe."""
+    window_px: int | None = None
+    """Edge of the classified windows in pixels of the image product; None: the whole patch."""
+    min_label_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Least share of a window that its majority label must cover."""
+    knn: int = Field(default=5, ge=1)
+    """Neighbours of the kNN probe (cosine, torchgeo-bench uses 5)."""
+    seed: int = 0

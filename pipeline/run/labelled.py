@@ -1,0 +1,172 @@
+"""Labels that pretraining looks at: a few for a method that learns from them, some to check on it.
+
+What is learned from is of the training part alone, whatever else is seen without labels; what is
+checked on is of the validation part. The test part is left to `terrashard evaluate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.errors import RecipeError
+from pipeline.evaluate.features import EncoderFeatures, describe_windows
+from pipeline.evaluate.probes import Parts, accuracy, knn
+from pipeline.evaluate.windows import Windows, cut_windows
+from pipeline.pretrain.batches import Stored
+from pipeline.pretrain.checkpoint import Model
+from pipeline.pretrain.normalise import Normaliser
+from pipeline.pretrain.train import Run, Support
+from pipeline.recipe import Evaluate, LoadedRecipe, Pretrain
+from pipeline.store.patches import PatchReader
+from pipeline.store.reader import Dataset
+
+#: Windows of either part that a check looks at, at most: it is made while the device waits.
+MOST_CHECKED = 1000
+
+
+class Labelled(NamedTuple):
+    """What labels do in a run."""
+
+    support: Support | None = None
+    classes: int = 0
+    check: Callable[[Run], float] | None = None
+
+
+def labelled_part(
+    loaded: LoadedRecipe,
+    dataset: Dataset,
+    model: Model,
+    normaliser: Normaliser,
+    device: torch.device,
+) -> Labelled:
+    """Return what the recipe wants of labels: nothing, unless it asks.
+
+    Raises
+    ------
+    RecipeError
+        It asks for labels that are not there.
+    """
+    settings = model.settings
+    supported, checked = settings.method == "paws", settings.knn_every > 0
+    if not (supported or checked):
+        return Labelled()
+    reader = dataset.patches(model.product)
+    windows = labelled_windows(loaded, dataset, reader)
+    support, classes = None, 0
+    if supported:
+        support, classes = support_of(windows, reader, settings, device)
+    check = None
+    if checked:
+        how = loaded.recipe.evaluate or Evaluate(labels="")
+        check = check_of(windows, reader, normaliser, model.shape.image_px, how.knn, device)
+    return Labelled(support, classes, check)
+
+
+def labelled_windows(loaded: LoadedRecipe, dataset: Dataset, reader: PatchReader) -> Windows:
+    """Cut the patches of a reader into labelled windows, as the evaluation does.
+
+    Raises
+    ------
+    RecipeError
+        There is no such label product in the recipe.
+    """
+    settings: Pretrain | None = loaded.recipe.pretrain
+    asked: Evaluate | None = loaded.recipe.evaluate
+    wanted = settings.support_labels if settings is not None else None
+    name = wanted or (asked.labels if asked is not None else None)
+    known = [key for key, product in loaded.products.items() if product.kind == "labels"]
+    if name not in known:
+        raise RecipeError(
+            f"labels for pretraining are {name!r} (`pretrain.support_labels` or "
+            f"`evaluate.labels`), but the label products of recipe {loaded.name} are: "
+            f"{', '.join(known) or 'none'}."
+        )
+    how = asked or Evaluate(labels=name)
+    product = loaded.products[name]
+    return cut_windows(
+        reader,
+        dataset.patches(name),
+        window_px=how.window_px,
+        min_label_fraction=how.min_label_fraction,
+        ignore=product.ignore_class,
+        static=product.temporal == "static",
+    )
+
+
+def support_of(
+    windows: Windows, reader: PatchReader, settings: Pretrain, device: torch.device
+) -> tuple[Support, int]:
+    """Return what draws a step's labelled windows, and how many classes there are.
+
+    Equal steps draw equal windows: `settings.support_per_class` of each class of the training part.
+    """
+    train = windows.of("train")
+    classes, code = np.unique(windows.label[train], return_inverse=True)
+    edge = windows.edge_px
+
+    def draw(step: int) -> tuple[Stored, torch.Tensor]:
+        random = np.random.default_rng([settings.seed, step])
+        count = settings.support_per_class
+        drawn = [random.choice(train[code == number], count) for number in range(len(classes))]
+        chosen = np.concatenate(drawn)
+        distinct, where = np.unique(windows.patch[chosen], return_inverse=True)
+        bands, mask = reader.read(distinct, threads=settings.threads)
+        boxes = [
+            (row, slice(y, y + edge), slice(x, x + edge))
+            for row, y, x in zip(where, windows.y_px[chosen], windows.x_px[chosen], strict=True)
+        ]
+        pixels = torch.from_numpy(np.stack([bands[row, :, y, x] for row, y, x in boxes]))
+        seen = torch.from_numpy(np.stack([mask[row, y, x] for row, y, x in boxes]))
+        label = torch.arange(len(classes)).repeat_interleave(count)
+        return Stored(pixels.to(device), seen.to(device), reader.product), label.to(device)
+
+    return draw, len(classes)
+
+
+def check_of(
+    windows: Windows,
+    reader: PatchReader,
+    normaliser: Normaliser,
+    image_px: int,
+    k: int,
+    device: torch.device,
+) -> Callable[[Run], float]:
+    """Return what measures a run's features: nearest neighbours, balanced over the classes.
+
+    Raises
+    ------
+    RecipeError
+        The training or the validation part has no labelled window.
+    """
+    random = np.random.default_rng(0)
+    parts = [random.permutation(windows.of(part))[:MOST_CHECKED] for part in ("train", "val")]
+    if not all(len(part) for part in parts):
+        raise RecipeError(
+            "`pretrain.knn_every` needs labelled windows in the training and validation parts."
+        )
+    kept = np.sort(np.concatenate(parts))
+    columns = ("patch", "y_px", "x_px", "label", "location", "part")
+    some = replace(windows, **{name: getattr(windows, name)[kept] for name in columns})
+
+    def check(run: Run) -> float:
+        encoder = run.method.encoder
+        training = {name: module.training for name, module in encoder.named_modules()}
+        features = describe_windows(
+            reader,
+            some,
+            normaliser,
+            {"model": EncoderFeatures(encoder, image_px)},
+            device=device,
+        )["model"]
+        for name, module in encoder.named_modules():
+            module.training = training[name]
+        train, val = some.of("train"), some.of("val")
+        standardised = Parts.standardised(features, some.label, train, val, val)
+        return accuracy(knn(standardised, k), some.label[val])[1]
+
+    return check

@@ -1,0 +1,90 @@
+"""In the manner of each provider: its items become scenes, and its files the truth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+
+from pipeline.products.catalogue import load_product
+from pipeline.raster.zones import northing_from_equator
+from pipeline.records import Scene
+from pipeline.simulate.archive import make_archive
+from pipeline.simulate.ground import reflectance
+from pipeline.simulate.noise import Place
+from pipeline.simulate.shelves import shelf_of
+from pipeline.stages.search import normalise
+
+REGION = (15.02, 51.9, 15.026, 51.904)
+START, END = date(2023, 4, 1), date(2023, 5, 1)
+#: Product and provider: every pair that a product file knows, without what is not on the network.
+MANNERS = [
+    *(("sentinel-2-l2a", name) for name in ("planetary-computer", "earth-search", "copernicus")),
+    *(("sentinel-2-l1c", name) for name in ("earth-search", "copernicus")),
+    *(("landsat-oli-sr", name) for name in ("planetary-computer", "earth-search", "usgs")),
+    ("landsat-etm-toa", "usgs"),
+    ("sentinel-1-rtc", "planetary-computer"),
+    ("enmap-l2a", "dlr"),
+]
+
+
+def made(folder: Path, product: str, provider: str, orbits: Any) -> list[dict[str, Any]]:
+    days = {"products": [product], "start": START, "end": END, "region": REGION}
+    make_archive(folder, orbits=orbits, providers={product: provider}, **days)
+    shelves = json.loads((folder / "archive.json").read_text())["providers"][provider]
+    collection = shelf_of(product, provider).facts.collection
+    items: list[dict[str, Any]] = shelves[collection]["items"]
+    return items
+
+
+@pytest.mark.parametrize(("key", "provider"), MANNERS)
+def test_items_become_scenes_by_the_words_of_the_product_file(
+    key: str, provider: str, tmp_path: Path, orbits: dict[str, Any]
+) -> None:
+    product = load_product(key)
+    items = made(tmp_path / "archive", key, provider, orbits)
+    scenes = [normalise(item, product, provider, None) for item in items]
+    assert scenes
+    for item, scene in zip(items, scenes, strict=True):
+        assert isinstance(scene, Scene), scene
+        assert scene.epsg == 32633
+        assert abs((scene.acquired - moment(item)).total_seconds()) < 60
+        names = {asset.name for asset in scene.assets}
+        assert names == set(item["assets"]) - ({"MTL.json"} - names)
+
+
+def moment(item: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(item["properties"]["datetime"])
+
+
+@pytest.mark.parametrize("provider", ["planetary-computer", "earth-search", "copernicus"])
+def test_the_offset_is_in_the_files_or_not_as_the_provider_says(
+    provider: str, tmp_path: Path, orbits: dict[str, Any]
+) -> None:
+    product = load_product("sentinel-2-l2a")
+    items = made(tmp_path / "archive", "sentinel-2-l2a", provider, orbits)
+    scene = normalise(items[0], product, provider, None)
+    assert isinstance(scene, Scene)
+    assert scene.offset_add == (0 if provider == "earth-search" else -1000)
+    asset = product.providers[provider].assets["B04"][0].asset
+    with rasterio.open(tmp_path / "archive" / items[0]["assets"][asset]["href"]) as raster:
+        values = raster.read(1).astype(int)
+        for row, column in corners(values):
+            x, y = raster.xy(row, column)
+            n = northing_from_equator(32633, y)
+            place = Place(33, np.array([int(x)]), np.array([int(n)]))
+            truth = reflectance(product, ["B04"], place, moment(items[0]))[0, 0, 0]
+            assert values[row, column] + scene.offset_add == truth
+
+
+def corners(values: Any) -> Iterator[tuple[int, int]]:
+    """Yield some pixels that were seen."""
+    rows, columns = np.nonzero(values)
+    for at in np.linspace(0, len(rows) - 1, 25).astype(int).tolist():
+        yield int(rows[at]), int(columns[at])

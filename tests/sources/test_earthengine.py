@@ -1,0 +1,566 @@
+"""Earth Engine over its client's own protocol: what is asked, what is refused, what comes back."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import FINAL, PASSING, GiveUp, RecipeError, TryAgain
+from pipeline.ports import PixelGrid, PixelSource, Query
+from pipeline.products.catalogue import load_product
+from pipeline.records import Scene, Unusable
+from pipeline.simulate.faults import Faults
+from pipeline.sources import earthengine_pixels
+from pipeline.sources.earthengine_errors import failure_of
+from pipeline.sources.earthengine_items import EarthEngineCatalogue, item_of
+from pipeline.sources.earthengine_pixels import (
+    MOST_BANDS,
+    MOST_BYTES,
+    MOST_PX,
+    EarthEnginePixels,
+    parts_of,
+)
+from pipeline.sources.providers import Provider, load_provider
+from pipeline.stages.search import normalise
+
+SENTINEL = load_product("sentinel-2-l2a")
+S2 = "COPERNICUS/S2_SR_HARMONIZED"
+APRIL = Query(
+    product=SENTINEL.id,
+    collection=S2,
+    bbox=(15.0, 51.8, 15.1, 52.0),
+    start=datetime(2023, 4, 1, tzinfo=UTC),
+    end=datetime(2023, 5, 1, tzinfo=UTC),
+)
+
+
+def provider(server: Any, **values: Any) -> Provider:
+    return load_provider("earth-engine", url=server.url).model_copy(update=values)
+
+
+def search(server: Any, query: Query = APRIL, **values: Any) -> list[dict[str, Any]]:
+    return list(
+        EarthEngineCatalogue(provider(server, **values), SENTINEL, attempts=1).search(query)
+    )
+
+
+def pixels(server: Any, **values: Any) -> EarthEnginePixels:
+    return EarthEnginePixels(provider(server), **values)
+
+
+def image_of(server: Any) -> Any:
+    """Return an image that sees the whole of its tile."""
+    whole = "CLOUDY_PIXEL_PERCENTAGE"
+    return max(server.world.collections[S2], key=lambda image: image.properties[whole] < 50)
+
+
+def address(image: Any) -> str:
+    return earthengine_pixels.address(image.id, image.version)
+
+
+def grid_in(image: Any, *, size_px: int = 4, pixel_m: float = 10, col: int = 0) -> PixelGrid:
+    """Return a window from the image's corner, `col` columns to the east."""
+    there = image.bands[0].grid
+    return PixelGrid(
+        there.epsg, there.x_min_m + col * pixel_m, there.y_max_m, pixel_m, size_px, size_px
+    )
+
+
+def band_of(archive_file: Path) -> Any:
+    with rasterio.open(archive_file) as file:
+        return file.read(1)
+
+
+# --- what is asked -------------------------------------------------------------------------------
+
+
+def call(name: str, **arguments: Any) -> dict[str, Any]:
+    """Return a call of a function as a node of an expression; other values are constants."""
+    nodes = {
+        key: value if isinstance(value, dict) else {"constantValue": value}
+        for key, value in arguments.items()
+    }
+    return {"functionInvocationValue": {"functionName": name, "arguments": nodes}}
+
+
+def unfolded(expression: dict[str, Any]) -> Any:
+    """Return an expression with what its values refer to put in their place."""
+
+    def put(node: Any) -> Any:
+        if isinstance(node, dict):
+            if set(node) == {"valueReference"}:
+                return put(expression["values"][node["valueReference"]])
+            return {key: put(value) for key, value in node.items()}
+        return [put(item) for item in node] if isinstance(node, list) else node
+
+    return put(expression["values"][expression["result"]])
+
+
+def test_the_whole_expression_of_a_search(earth: Any) -> None:
+    server = earth()
+    search(server, page_size=7)
+    (name, body), *_ = server.asked
+    assert (name, set(body)) == ("value:compute", {"expression"})
+    times = call(
+        "Filter.dateRangeContains",
+        leftValue=call("DateRange", start=1680307200000, end=1682899200000),
+        rightField="system:time_start",
+    )
+    box = call(
+        "GeometryConstructors.Rectangle",
+        coordinates=[15.0, 51.8, 15.1, 52.0],
+        crs=call("Projection", crs="EPSG:4326"),
+        geodesic=False,
+    )
+    place = call("Filter.intersects", leftField=".all", rightValue=call("Feature", geometry=box))
+    images = call(
+        "Collection.filter",
+        collection=call("ImageCollection.load", id=S2),
+        filter=call("Filter.and", filters={"arrayValue": {"values": [times, place]}}),
+    )
+    expected = call("Collection.toList", collection=images, count=7, offset=0)
+    assert unfolded(body["expression"]) == expected
+
+
+def test_a_query_without_place_and_time_has_no_filter(earth: Any) -> None:
+    server = earth()
+    assert search(server, Query(SENTINEL.id, S2))
+    expected = call(
+        "Collection.toList", collection=call("ImageCollection.load", id=S2), count=500, offset=0
+    )
+    assert unfolded(server.asked[0][1]["expression"]) == expected
+
+
+def test_the_whole_request_for_pixels(earth: Any) -> None:
+    server = earth()
+    image = image_of(server)
+    grid = PixelGrid(32633, 500_040.0, 5_750_100.0, 20.0, 5, 3)
+    found = pixels(server).pixels(address(image), ["B5", "B8A"], grid, fill=0.0)
+    assert found.shape == (2, 3, 5)
+    ((name, body),) = server.asked
+    assert name == "image:computePixels"
+    expression = call(
+        "Image.unmask",
+        input=call(
+            "Image.select",
+            input=call("Image.load", id=image.id, version=image.version),
+            bandSelectors=["B5", "B8A"],
+        ),
+        value=call("Image.constant", value=0),
+        sameFootprint=False,
+    )
+    affine = {"scaleX": 20.0, "shearX": 0, "translateX": 500_040.0}
+    affine |= {"shearY": 0, "scaleY": -20.0, "translateY": 5_750_100.0}
+    assert unfolded(body.pop("expression")) == expression
+    assert body == {
+        "fileFormat": "NPY",
+        "grid": {
+            "crsCode": "EPSG:32633",
+            "dimensions": {"width": 5, "height": 3},
+            "affineTransform": affine,
+        },
+    }
+
+
+# --- searching -----------------------------------------------------------------------------------
+
+
+def test_an_image_becomes_a_scene(earth: Any) -> None:
+    server = earth()
+    rows = [normalise(i, SENTINEL, "earth-engine", APRIL, bands=["B02"]) for i in search(server)]
+    images = {image.id.rpartition("/")[2]: image for image in server.world.collections[S2]}
+    assert len(rows) >= 4
+    for row in rows:
+        assert isinstance(row, Scene), row
+        image = images[row.item]
+        facts, grid = image.properties, image.bands[1].grid
+        assert row.datatake == "_".join(facts["DATATAKE_IDENTIFIER"][1:].split("_")[:2])
+        assert row.scene == f"sentinel-2-l2a/{row.datatake}/{facts['MGRS_TILE']}"
+        assert row.acquired.timestamp() == facts["system:time_start"] / 1000
+        assert row.cloud_percent == facts["CLOUDY_PIXEL_PERCENTAGE"]
+        assert row.sun_elevation_deg == 90 - facts["MEAN_SOLAR_ZENITH_ANGLE"]
+        assert (row.offset_add, row.epsg) == (0, 32633)
+        assert (row.x_min_m, row.y_max_m) == (grid.x_min_m, grid.y_max_m)
+        assert {asset.href for asset in row.assets} == {address(image)}
+        assert len(row.assets) == 13
+
+
+def test_pages_bring_every_image_once(earth: Any) -> None:
+    server = earth()
+    whole = search(server)
+    catalogue = EarthEngineCatalogue(provider(server, page_size=3), SENTINEL)
+    assert list(catalogue.search(APRIL)) == whole
+    assert catalogue.requests == len(whole) // 3 + 1
+
+
+def test_an_unknown_collection_is_gone(earth: Any) -> None:
+    with pytest.raises(GiveUp, match="not found") as refusal:
+        search(earth(), replace(APRIL, collection="COPERNICUS/S9"))
+    assert refusal.value.failure == "gone"
+
+
+def test_bands_that_would_be_resampled_are_left_out(earth: Any) -> None:
+    info = image_of(earth()).info()
+    by_name = {band["id"]: band for band in info["bands"]}
+    by_name["B3"]["crs_transform"] = [10, 0, 300_005, 0, -10, 5_700_000]  # another corner
+    by_name["B4"]["crs_transform"][0] = 20  # other pixels
+    by_name["SCL"]["crs"] = "EPSG:32632"
+    item = item_of(info, SENTINEL, "earth-engine", S2)
+    assert set(by_name) - set(item["assets"]) == {"B3", "B4", "SCL"}
+    row = normalise(item, SENTINEL, "earth-engine", None, bands=["B02", "B03"])
+    assert isinstance(row, Unusable)
+    assert (row.reason, row.detail) == ("no-assets", "no file for: B03")
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+
+
+@given(values=ANYTHING, key=st.sampled_from(["id", "version", "bands", "properties", ""]))
+@settings(max_examples=200)
+def test_no_description_of_an_image_ends_a_search(values: Any, key: str) -> None:
+    band = {"id": "B2", "crs": "EPSG:32633", "dimensions": [9, 9]}
+    band["crs_transform"] = [10, 0, 300_000, 0, -10, 5_700_000]
+    ring = [[15.0, 51.0], [15.1, 51.0], [15.1, 51.1], [15.0, 51.0]]
+    image: Any = {
+        "id": f"{S2}/x",
+        "version": 1,
+        "bands": [band],
+        "properties": {
+            "system:time_start": 1_680_000_000_000,
+            "system:footprint": {"type": "LinearRing", "coordinates": ring},
+            "DATATAKE_IDENTIFIER": "GS2A_20230403T101601_040640_N05.09",
+            "MGRS_TILE": "33UVR",
+            "PROCESSING_BASELINE": "05.09",
+        },
+    }
+    assert isinstance(_row(image), Scene)
+    assert isinstance(_row({**image, key: values} if key else values), Scene | Unusable)
+
+
+def _row(image: Any) -> Scene | Unusable:
+    return normalise(item_of(image, SENTINEL, "earth-engine", S2), SENTINEL, "earth-engine", None)
+
+
+# --- pixels --------------------------------------------------------------------------------------
+
+
+def test_pixels_are_the_file_s_without_its_offset(earth: Any, small_archive: Path) -> None:
+    server = earth()
+    source = pixels(server)
+    assert isinstance(source, PixelSource)
+    image = image_of(server)
+    grid = grid_in(image, size_px=40, pixel_m=20, col=50)
+    numbers = _file(small_archive, image, "B8A")
+    found = source.pixels(address(image), ["B8A", "SCL"], grid, fill=0.0)
+    window = numbers[:40, 50:90]
+    expected = np.where(window == 0, 0, np.maximum(window.astype(int) - 1000, 0))
+    np.testing.assert_array_equal(found[0], expected)
+    np.testing.assert_array_equal(found[1], _file(small_archive, image, "SCL")[:40, 50:90])
+
+
+def test_pixels_beyond_the_image_hold_the_fill(earth: Any) -> None:
+    server = earth()
+    image = image_of(server)
+    grid = grid_in(image, size_px=8, col=-4)
+    inside = replace(grid, x_min_m=grid.x_min_m + 40, width_px=4)
+    source = pixels(server)
+    found = source.pixels(address(image), ["B2"], grid, fill=-32768)
+    assert (found[:, :, :4] == -32768).all()
+    seen = source.pixels(address(image), ["B2"], inside, fill=-32768)
+    np.testing.assert_array_equal(found[:, :, 4:], seen)
+    nothing = source.pixels(address(image), ["B2"], grid, fill=np.nan)
+    np.testing.assert_array_equal(np.isnan(nothing), found == -32768)
+
+
+def test_what_is_too_much_for_one_request_comes_in_parts(earth: Any) -> None:
+    server = earth()
+    image = image_of(server)
+    grid = grid_in(image, size_px=3000)
+    source = pixels(server)
+    found = source.pixels(address(image), ["B2", "B3"], grid, fill=0)
+    assert source.requests == len(list(parts_of(3000, 3000, 2))) > 1
+    heights = [body["grid"]["dimensions"]["height"] for _, body in server.asked]
+    assert sum(heights) == 3000
+    small = replace(grid, width_px=300, height_px=300)
+    expected = np.zeros((2, 3000, 3000), found.dtype)
+    expected[:, :300, :300] = source.pixels(address(image), ["B2", "B3"], small, fill=0)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_memory_limit_halves_a_request_until_it_passes(earth: Any) -> None:
+    server = earth(most_memory_px=500)
+    image = image_of(server)
+    grid = grid_in(image, size_px=50)
+    source = pixels(server)
+    found = source.pixels(address(image), ["B2"], grid, fill=0)
+    assert source.requests == 1 + 2 + 4 + 8  # 50, 25, 12 or 13, 6 or 7 rows of 50
+    free = earth()
+    np.testing.assert_array_equal(found, pixels(free).pixels(address(image), ["B2"], grid, fill=0))
+
+
+def test_a_row_that_is_too_much_is_given_up(earth: Any) -> None:
+    server = earth(most_memory_px=5)
+    image = image_of(server)
+    with pytest.raises(GiveUp) as refusal:
+        pixels(server).pixels(address(image), ["B2"], grid_in(image, size_px=6), fill=0)
+    assert refusal.value.failure == "too-large"
+
+
+@given(width=st.integers(1, 100_000), height=st.integers(1, 100_000), bands=st.integers(1, 5000))
+@settings(max_examples=60)
+def test_parts_fit_a_request_and_cover_a_window_once(width: int, height: int, bands: int) -> None:
+    parts, area = [], 0
+    for part in parts_of(width, height, bands):
+        sides = [part.bands, part.rows, part.cols]
+        count, rows, cols = (side.stop - side.start for side in sides)
+        assert 0 < count <= MOST_BANDS
+        assert 0 < rows <= MOST_PX
+        assert 0 < cols <= MOST_PX
+        assert count * rows * cols * 9 <= MOST_BYTES
+        area += count * rows * cols
+        parts.append(tuple((side.start, side.stop) for side in sides))
+        if len(parts) > 2000:
+            return
+    assert area == width * height * bands
+    assert len(set(parts)) == len(parts)
+    for axis, end in enumerate((bands, height, width)):
+        cuts = sorted({part[axis] for part in parts})
+        assert [a for a, _ in cuts] == [0, *(b for _, b in cuts[:-1])]
+        assert cuts[-1][1] == end
+
+
+def test_no_more_than_forty_requests_are_in_flight(earth: Any) -> None:
+    kinds = Faults(rate=1, kinds=("latency",), latency_s=0.1, at_most=1000)
+    server = earth(faults=kinds)
+    image = image_of(server)
+    source = pixels(server, attempts=1)
+    with ThreadPoolExecutor(70) as pool:
+        wanted = [grid_in(image, size_px=1, col=col) for col in range(75)]
+        list(pool.map(lambda g: source.pixels(address(image), ["B2"], g, fill=0), wanted))
+    assert 20 < server.most_in_flight <= 40
+    assert source.requests == 75
+
+
+# --- who may ask ---------------------------------------------------------------------------------
+
+
+def read_one(server: Any, **values: Any) -> Any:
+    image = image_of(server)
+    return pixels(server, **values).pixels(address(image), ["B2"], grid_in(image), fill=0)
+
+
+def test_an_expired_token_is_renewed(earth: Any) -> None:
+    server = earth()
+    image, source = image_of(server), pixels(server)
+    first = source.pixels(address(image), ["B2"], grid_in(image), fill=0)
+    server.expire_tokens()
+    again = source.pixels(address(image), ["B2"], grid_in(image), fill=0)
+    np.testing.assert_array_equal(first, again)
+    assert source.requests == 2
+
+
+def test_application_default_credentials_are_enough(
+    earth: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server = earth()
+    server.write_key(tmp_path / "default.json")
+    monkeypatch.delenv("TERRASHARD_EARTH_ENGINE_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "default.json"))
+    assert read_one(server).shape == (1, 4, 4)
+
+
+def test_another_s_key_is_refused_and_told_nobody(
+    earth: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    other, server = earth(), earth()
+    key = json.loads(Path(_key()).read_text())
+    other.write_key(tmp_path / "other.json")
+    strange = json.loads((tmp_path / "other.json").read_text())["private_key"]
+    (tmp_path / "mixed.json").write_text(json.dumps({**key, "private_key": strange}))
+    monkeypatch.setenv("TERRASHARD_EARTH_ENGINE_KEY", str(tmp_path / "mixed.json"))
+    with pytest.raises(GiveUp) as refusal:
+        read_one(server)
+    assert refusal.value.failure == "forbidden"
+    secret = strange.split("\n")[1]
+    assert secret not in str(refusal.value) + caplog.text
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"type": "service_account"}', "secret-words"])
+def test_what_is_no_key_is_named_and_not_shown(
+    earth: Any, content: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server, path = earth(), tmp_path / "no-key.json"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("TERRASHARD_EARTH_ENGINE_KEY", str(path))
+    with pytest.raises(RecipeError, match=r"no-key\.json") as refusal:
+        read_one(server)
+    assert "secret-words" not in str(refusal.value)
+
+
+def test_tokens_are_never_logged(earth: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    server = earth()
+    read_one(server)
+    assert server.tokens
+    assert not any(token in caplog.text for token in server.tokens)
+
+
+def test_another_project_is_forbidden(earth: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = earth()
+    monkeypatch.setenv("TERRASHARD_EARTH_ENGINE_PROJECT", "somebody-elses")
+    with pytest.raises(GiveUp, match="somebody-elses") as refusal:
+        read_one(server)
+    assert refusal.value.failure == "forbidden"
+
+
+# --- what goes wrong -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "failure"),
+    [
+        ("throttled", TryAgain, "throttled"),
+        ("throttled-bare", TryAgain, "throttled"),
+        ("server-error", TryAgain, "server-error"),
+        ("internal-error", TryAgain, "server-error"),
+        ("reset", TryAgain, "connection"),
+        ("html", GiveUp, "not-an-image"),
+        ("missing", GiveUp, "gone"),
+        ("forbidden", GiveUp, "forbidden"),
+        ("expired", GiveUp, "forbidden"),
+    ],
+)
+def test_each_fault_has_its_class(
+    earth: Any, fault: Any, error: type[GiveUp] | type[TryAgain], failure: str
+) -> None:
+    server = earth(faults=Faults(permanent={"*": fault}, retry_after_s=7))
+    with pytest.raises(error) as found:
+        read_one(server, attempts=1)
+    assert found.value.failure == failure
+    if fault == "throttled":
+        assert found.value.retry_after_s == 7
+
+
+def test_passing_faults_leave_no_trace(earth: Any) -> None:
+    kinds = ("throttled", "server-error", "reset")
+    server = earth(faults=Faults(rate=0.5, kinds=kinds, seed=1, at_most=2))
+    image = image_of(server)
+    source = pixels(server)
+    for col in range(4):
+        source.pixels(address(image), ["B2"], grid_in(image, col=col), fill=0)
+    assert server.dice.thrown
+    assert source.requests == 4 + server.dice.thrown.total()
+
+
+def test_another_version_or_band_of_an_image_is_gone(earth: Any) -> None:
+    server = earth()
+    image = image_of(server)
+    source = pixels(server)
+    older = earthengine_pixels.address(image.id, image.version - 1)
+    for href, band in ((older, "B2"), (address(image), "B99")):
+        with pytest.raises(GiveUp) as refusal:
+            source.pixels(href, [band], grid_in(image), fill=0)
+        assert refusal.value.failure == "gone"
+
+
+@pytest.mark.parametrize("href", ["ee://a/b", "ee://a/b?version=x", "ee://a b?version=1", "/etc"])
+def test_what_is_no_address_is_refused(earth: Any, href: str) -> None:
+    server = earth()
+    with pytest.raises(GiveUp) as refusal:
+        pixels(server).pixels(href, ["B2"], grid_in(image_of(server)), fill=0)
+    assert refusal.value.failure == "refused"
+    assert not server.asked
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "failure"),
+    [
+        (400, "Too many concurrent aggregations.", "throttled"),
+        (403, "Quota exceeded for quota metric 'requests'.", "throttled"),
+        (429, "", "throttled"),
+        (400, "Computation timed out.", "timeout"),
+        (504, "", "timeout"),
+        (500, "An internal error has occurred", "server-error"),
+        (400, "User memory limit exceeded.", "too-large"),
+        (400, "Total request size (56623104 bytes) must be less than or equal to ...", "too-large"),
+        (400, "Image.load: Image asset 'x' not found (does not exist or ... access).", "gone"),
+        (404, "", "gone"),
+        (403, "Caller does not have required permission to use project x.", "forbidden"),
+        (400, "Invalid JSON payload received.", "refused"),
+    ],
+)
+def test_refusals_are_understood(status: int, message: str, failure: str) -> None:
+    body = json.dumps({"error": {"code": status, "message": message}}).encode()
+    error = failure_of(status, body, what="x", retry_after_s=3)
+    assert error.failure == failure
+    assert isinstance(error, TryAgain if failure in PASSING else GiveUp)
+    assert failure in (*PASSING, *FINAL)
+
+
+@given(status=st.integers(300, 599), body=st.binary(max_size=60))
+def test_no_refusal_is_too_strange(status: int, body: bytes) -> None:
+    assert isinstance(failure_of(status, body, what="x"), TryAgain | GiveUp)
+
+
+def parsed(change: Callable[[bytes], bytes]) -> Any:
+    table = np.zeros((3, 2), [("B2", "u2"), ("B3", "u2")])
+    file = io.BytesIO()
+    np.save(file, table)
+    grid = PixelGrid(32633, 0, 0, 10, 2, 3)
+    return earthengine_pixels._parse(change(file.getvalue()), ["B2", "B3"], grid, "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "failure"),
+    [
+        (lambda data: data[:-1], "short-read"),
+        (lambda data: data[:30], "short-read"),
+        (lambda _: b"<html>", "not-an-image"),
+        (lambda data: data.replace(b"B3", b"B4"), "wrong-size"),
+        (lambda data: data.replace(b"(3, 2)", b"(2, 3)"), "wrong-size"),
+        (lambda data: data.replace(b"'<u2'", b"'|O8'"), "short-read"),
+    ],
+)
+def test_answers_are_hostile_until_checked(change: Callable[[bytes], bytes], failure: str) -> None:
+    assert parsed(lambda data: data).shape == (2, 3, 2)
+    with pytest.raises((GiveUp, TryAgain)) as refusal:
+        parsed(change)
+    assert refusal.value.failure == failure
+
+
+def _key() -> str:
+    import os
+
+    return os.environ["TERRASHARD_EARTH_ENGINE_KEY"]
+
+
+def _file(archive: Path, image: Any, key: str) -> Any:
+    """Return a band of the file that an image stands for."""
+    providers = json.loads((archive / "archive.json").read_text())["providers"]
+    for item in providers["planetary-computer"]["sentinel-2-l2a"]["items"]:
+        facts = item["properties"]
+        if facts["s2:datatake_id"] == image.properties["DATATAKE_IDENTIFIER"] and (
+            facts["s2:mgrs_tile"] == image.properties["MGRS_TILE"]
+        ):
+            return band_of(archive / item["assets"][key]["href"])
+    raise LookupError(image.id)

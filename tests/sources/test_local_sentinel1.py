@@ -1,0 +1,184 @@
+"""Sentinel-1 folders: from a SAFE with ground control points to shards in decibels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from numpy.typing import NDArray
+from pyproj import Transformer
+from rasterio.control import GroundControlPoint
+
+from pipeline.engine.serial import SerialEngine
+from pipeline.products.catalogue import LEGEND, load_product
+from pipeline.recipe import load_recipe
+from pipeline.records import LedgerRow, Scene, Unusable
+from pipeline.run.everything import run_everything
+from pipeline.sources.local import local_items
+from pipeline.stages.search import normalise
+from pipeline.store.commit import newest, read_commit
+from pipeline.store.objects import open_store
+from pipeline.store.reader import open_dataset
+from pipeline.store.tables import to_rows
+from pipeline.watch.progress import Progress
+
+NAME = "S1A_IW_GRDH_1SDV_20210704T170557_20210704T170622_038632_048EF4_5E4B"
+LINES, SAMPLES = 900, 1000
+#: The image is turned: ground position of line 0, sample 0, and steps per sample and line, in m.
+ORIGIN = (299_000.0, 5_002_000.0)
+STEPS = ((9.7, -2.0), (-2.1, -9.6))
+#: Border without data, in lines.
+BORDER = 60
+RECIPE = """
+name = "radar"
+[sample]
+strategy = "grid"
+region = [{west}, {south}, {east}, {north}]
+[cell]
+lattice = "s2r10"
+size_px = 64
+[slots]
+kind = "months"
+start = 2021-07-01
+end = 2021-08-01
+[[product]]
+id = "sentinel-1-grd"
+path = "."
+allow_unmasked = true
+contained = false
+min_valid_fraction = 0.1
+"""
+
+
+def position(line: Any, sample: Any) -> tuple[Any, Any]:
+    """Return easting and northing in EPSG:32633."""
+    (xs, xl), (ys, yl) = STEPS
+    return ORIGIN[0] + xs * sample + xl * line, ORIGIN[1] + ys * sample + yl * line
+
+
+def line_and_sample(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the inverse of `position`."""
+    turn = np.linalg.inv(np.array(STEPS))
+    sample, line = np.tensordot(turn, np.stack([x - ORIGIN[0], y - ORIGIN[1]]), axes=1)
+    return line, sample
+
+
+def amplitude(line: Any, sample: Any, seed: int) -> Any:
+    return 200 * seed + 0.2 * line + 0.1 * sample
+
+
+def write_safe(folder: Path) -> Path:
+    """Write a SAFE of two polarisations, whose table is 300 + sample / 10 + line / 5."""
+    safe = folder / f"{NAME}.SAFE"
+    tables = safe / "annotation" / "calibration"
+    tables.mkdir(parents=True)
+    (safe / "measurement").mkdir()
+    to_lonlat = Transformer.from_crs(32633, "OGC:CRS84", always_xy=True)
+    points = [
+        GroundControlPoint(line, sample, *to_lonlat.transform(*position(line, sample)), 0)
+        for line in np.linspace(0, LINES, 10)
+        for sample in np.linspace(0, SAMPLES, 11)
+    ]
+    line, sample = np.mgrid[0:LINES, 0:SAMPLES]
+    for seed, key in ((1, "vv"), (2, "vh")):
+        image = np.rint(amplitude(line, sample, seed)).astype("uint16")
+        image[:BORDER] = 0
+        stem = f"s1a-iw-grd-{key}-20210704t170557-20210704t170622-038632-048ef4-00{seed}"
+        with rasterio.open(
+            safe / "measurement" / f"{stem}.tiff", "w", driver="GTiff", height=LINES,
+            width=SAMPLES, count=1, dtype="uint16", gcps=points, crs="EPSG:4326",
+        ) as raster:  # fmt: skip
+            raster.write(image, 1)
+        vectors = "".join(
+            f"<calibrationVector><line>{at}</line><pixel>0 {SAMPLES}</pixel><sigmaNought>"
+            f"{300 + at / 5} {300 + at / 5 + SAMPLES / 10}</sigmaNought></calibrationVector>"
+            for at in (0, 500, LINES)
+        )
+        (tables / f"calibration-{stem}.xml").write_text(
+            f"<calibration><calibrationVectorList>{vectors}</calibrationVectorList></calibration>"
+        )
+    corners = [position(*at) for at in ((0, 0), (0, SAMPLES), (LINES, SAMPLES), (LINES, 0))]
+    listed = " ".join(f"{lat},{lon}" for lon, lat in (to_lonlat.transform(*c) for c in corners))
+    (safe / "manifest.safe").write_text(
+        '<xfdu xmlns:safe="urn:safe" xmlns:s="urn:s1" xmlns:gml="urn:gml"><safe:startTime>'
+        "2021-07-04T17:05:57.1</safe:startTime><safe:stopTime>2021-07-04T17:06:22.1"
+        "</safe:stopTime><s:mode>IW</s:mode><s:productType>GRD</s:productType>"
+        "<s:missionDataTakeID>298740</s:missionDataTakeID><s:sliceNumber>4</s:sliceNumber>"
+        f"<gml:coordinates>{listed}</gml:coordinates></xfdu>"
+    )
+    return safe
+
+
+def only(folder: Path) -> Scene | Unusable:
+    product = load_product("sentinel-1-grd")
+    (row,) = (normalise(item, product, "local", None) for item in local_items(folder, product))
+    return row
+
+
+def test_a_safe_becomes_the_scene_that_catalogues_know(tmp_path: Path) -> None:
+    write_safe(tmp_path)
+    scene = only(tmp_path)
+    assert isinstance(scene, Scene)
+    assert scene.scene == "sentinel-1-grd/298740/4"
+    assert scene.acquired.isoformat() == "2021-07-04T17:05:57.100000+00:00"
+    assert {asset.name for asset in scene.assets} == {
+        "vv", "vh", "schema-calibration-vv", "schema-calibration-vh"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda safe: (safe / "manifest.safe").write_text("<a><b></a>"),
+        lambda safe: (safe / "manifest.safe").write_text("<a/>"),
+        lambda safe: [path.unlink() for path in safe.glob("measurement/*")],
+    ],
+)
+def test_a_damaged_safe_is_listed(tmp_path: Path, damage: Any) -> None:
+    damage(write_safe(tmp_path))
+    row = only(tmp_path)
+    assert isinstance(row, Unusable)
+    assert row.reason == "unreadable"
+
+
+def test_shards_hold_sigma_nought_where_the_control_points_say(tmp_path: Path) -> None:
+    write_safe(tmp_path)
+    scene = only(tmp_path)
+    assert isinstance(scene, Scene)
+    region = {"west": scene.x_min_m, "south": scene.y_min_m, "east": scene.x_max_m}
+    recipe = RECIPE.format(north=scene.y_max_m, **region)
+    (tmp_path / "recipe.toml").write_text(recipe)
+    loaded, store = load_recipe(tmp_path / "recipe.toml"), open_store(tmp_path / "built")
+    with Progress(live=False) as progress:
+        dict(run_everything(loaded, store, engine=SerialEngine, until="publish", progress=progress))
+    ledger = [
+        row
+        for shard, revision in newest(store).items()
+        for row in to_rows(read_commit(store, shard, revision).ledger, LedgerRow)
+    ]
+    written = [row for row in ledger if row.state == "written"]
+    assert {row.resampling for row in written} == {"gcp-bilinear"}
+    assert {row.reason for row in ledger if row.state != "written"} <= {"not-seen", "no-candidate"}
+    assert all(len(row.sources) == 4 for row in written), "two images and two tables"
+    reader = open_dataset(tmp_path / "built").patches("sentinel-1-grd")
+    bands, masks = reader.read(slice(None))
+    whole = 0
+    for row, patch, mask in zip(reader.rows.to_pylist(), bands, masks, strict=True):
+        at = (np.arange(64) + 0.5) * 10
+        x, y = np.meshgrid(row["x_min_m"] + at, row["y_max_m"] - at)
+        line, sample = line_and_sample(x, y)
+        inside = (line > BORDER + 1) & (line < LINES - 1) & (sample > 1) & (sample < SAMPLES - 1)
+        outside = (line < BORDER - 1) | (line > LINES + 1) | (sample < -1) | (sample > SAMPLES + 1)
+        assert (mask[inside] == LEGEND["valid"]).all()
+        assert (mask[outside] == LEGEND["fill"]).all()
+        for band, seed in ((0, 1), (1, 2)):
+            table = 300 + line / 5 + sample / 10
+            expected = 20 * np.log10(amplitude(line - 0.5, sample - 0.5, seed) / table)
+            # Amplitudes are whole numbers: half of one in 200 is 0.02 dB.
+            np.testing.assert_allclose(patch[band][inside], expected[inside], atol=0.03)
+            assert np.isnan(patch[band][outside]).all()
+        whole += bool(inside.all())
+    assert whole > 20
