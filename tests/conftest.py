@@ -78,13 +78,18 @@ class Published:
 
 
 @pytest.fixture
-def published(_published_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
-    """A root of its own, to train in; `backbone = "small"` is timm's own ResNet for tests."""
-    from pipeline import recipe
+def small_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `backbone = "small"` be timm's own ResNet for tests."""
     from pipeline.pretrain import backbones
+    from pipeline.recipe import training
 
     monkeypatch.setitem(backbones.RESNETS, "small", "test_resnet")
-    monkeypatch.setattr(recipe, "BACKBONES", (*recipe.BACKBONES, "small"))
+    monkeypatch.setattr(training, "BACKBONES", (*training.BACKBONES, "small"))
+
+
+@pytest.fixture
+def published(_published_once: Path, tmp_path: Path, small_backbone: None) -> Published:
+    """A root of its own, to train in, also with the encoder of `small_backbone`."""
     folder = tmp_path / "published"
     shutil.copytree(_published_once, folder)
     return Published(open_store(folder / "root"), folder)

@@ -12,8 +12,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from pipeline import recipe
-from pipeline.pretrain import backbones
 from pipeline.pretrain.backbones import EncoderShape
 from pipeline.pretrain.batches import Batch, Stored
 from pipeline.pretrain.methods.method import View
@@ -155,8 +153,6 @@ def _pixels(count: int, product: str, random: torch.Generator) -> Stored:
 
 
 @pytest.fixture
-def tiny_run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tiny]:
-    """Begin a tiny run of a method; `small` is timm's own ResNet for tests."""
-    monkeypatch.setitem(backbones.RESNETS, "small", "test_resnet")
-    monkeypatch.setattr(recipe, "BACKBONES", (*recipe.BACKBONES, "small"))
+def tiny_run(small_backbone: None) -> Callable[..., Tiny]:
+    """Begin a tiny run of a method, by default of a `small_backbone`."""
     return lambda method, **more: Tiny(tiny_settings(method, **more))

@@ -11,9 +11,7 @@ import pytest
 import timm
 import torch
 
-from pipeline import recipe
 from pipeline.errors import IntegrityError, RecipeError
-from pipeline.pretrain import backbones
 from pipeline.pretrain import export as exports
 from pipeline.pretrain.backbones import EncoderShape, build_encoder
 from pipeline.pretrain.card import card
@@ -27,10 +25,7 @@ OWN_STEM = EncoderShape("small", 4, 32, 4)
 SPECTRAL = EncoderShape("spec_vit_tiny", 75, 8, 4)
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    monkeypatch.setitem(backbones.RESNETS, "small", "test_resnet")
-    monkeypatch.setattr(recipe, "BACKBONES", (*recipe.BACKBONES, "small"))
+pytestmark = pytest.mark.usefixtures("small_backbone")
 
 
 def describe(shape: EncoderShape, fill: float | None = -32768) -> Model:
