@@ -4,26 +4,28 @@ Cutting 81 patches from a pixel-interleaved cube one by one decodes every block 
 all windows of an asset are read together: the blocks they touch are listed, their bytes fetched in
 merged ranges while earlier ones are decoded, and what a block holds is dealt to every window.
 
-Damage is found as far as the compression notices it, and TIFF has no checksums of its own: of 120
-files with one flipped bit in a block, GDAL 3.10 refused 110 with deflate, 17 with LZW and 1 with
+Deflate blocks, which most archives serve, are unpacked here and held to their checksum
+(`pipeline.raster.inflate`); GDAL decodes the others, and finds damage as far as their compression
+notices it: of 120 files with one flipped bit in a block, GDAL 3.10 refused 17 with LZW and 1 with
 ZSTD; the others gave wrong pixels. Only a catalogue's checksum of the whole file can tell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from itertools import repeat
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.windows import Window as GdalWindow
 
 from pipeline.errors import GiveUp
 from pipeline.ports import ByteSource, Stat
+from pipeline.raster.decode import Decoder, GdalDecoder, Inflater, Piece, copy_pixels
+from pipeline.raster.inflate import Damaged
 from pipeline.raster.opening import (
     MAGIC_BYTES,
     Facts,
@@ -41,45 +43,13 @@ from pipeline.raster.windows import Window
 #: much.
 _BATCH_BYTES = 64 * 2**20
 _CALL_BYTES = 4 * 2**20
-#: Decoded bytes that all threads together may hold; each holds a block twice (GDAL's and ours).
+#: Decoded bytes that all threads together may hold; with GDAL each holds a block twice.
 _DECODED_BYTES = 512 * 2**20
 
 #: Read at once where no block is known: TIFF directories, and JPEG 2000 from anywhere in it.
 _PAGE_BYTES = {"GTiff": 2**16, "JP2OpenJPEG": 2**18}
 
 Pixels = NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A run of blocks, and the byte ranges that hold it."""
-
-    run: Run
-    ranges: tuple[tuple[int, int], ...]
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(stop - start for start, stop in self.ranges)
-
-
-class _Decoder:
-    """One GDAL handle, and memory that it decodes into again and again."""
-
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
-        self._memory = np.empty(0, np.uint8)
-
-    def decode(self, indexes: Sequence[int], area: Window, dtype: np.dtype[Any]) -> Pixels:
-        """Return the pixels (band, y, x) of an area; valid until the next call."""
-        shape = (len(indexes), area.height, area.width)
-        size = int(np.prod(shape)) * dtype.itemsize
-        if self._memory.size < size:
-            self._memory = np.empty(size, np.uint8)
-        pixels = self._memory[:size].view(dtype).reshape(shape)
-        window = GdalWindow(area.col, area.row, area.width, area.height)
-        with environment():
-            self.handle.read(list(indexes), window=window, out=pixels)
-        return pixels
 
 
 class AssetRaster:
@@ -107,12 +77,19 @@ class AssetRaster:
     blocks_touched : int
         Compressed blocks that calls of `read` wanted, each once a call.
     blocks_decoded : int
-        Compressed blocks that GDAL took the bytes of, to decode them. Of a format that hides its
-        ranges (JPEG 2000), the blocks it was asked for.
+        Compressed blocks that were unpacked here, or that GDAL took the bytes of, to decode them.
+        Of a format that hides its ranges (JPEG 2000), the blocks it was asked for.
     """
 
     def __init__(
-        self, href: str, stat: Stat, file: RangeFile, another: Callable[[], Any], *, threads: int
+        self,
+        href: str,
+        stat: Stat,
+        file: RangeFile,
+        another: Callable[[], Any],
+        *,
+        head: bytes,
+        threads: int,
     ) -> None:
         self.href = href
         self.stat = stat
@@ -123,8 +100,8 @@ class AssetRaster:
         self._threads = threads
         with translated(file, self.name):
             self._first = another()
-            facts = describe(self._first, self.name)
-        self._decoders = [_Decoder(self._first)]
+            facts = describe(self._first, head, self.name)
+        self._handles = [self._first]
         self._facts: Facts = facts
         self.epsg, self.pixel_m = facts.epsg, facts.pixel_m
         self.x_min_m, self.y_max_m = facts.x_min_m, facts.y_max_m
@@ -195,24 +172,25 @@ class AssetRaster:
         touched = grid.touched(windows)
         at_once = max(1, _CALL_BYTES // self._facts.block_bytes(len(indexes)))
         pieces = [
-            _Piece(run, self._ranges(run, indexes)) for run in runs(list(touched), most=at_once)
+            Piece(run, self._spans(run, indexes)) for run in runs(list(touched), most=at_once)
         ]
 
-        def deal(decoder: _Decoder, piece: _Piece) -> None:
+        def deal(decoder: Decoder, piece: Piece, chunks: Mapping[int, bytes]) -> None:
             """Decode a piece and copy to each window what it wants of it; pieces are disjoint."""
-            area = piece.run.window(grid)
-            pixels = decoder.decode(indexes, area, self.dtype)
-            for number in {n for block in piece.run.blocks() for n in touched[block]}:
-                shared = overlap(area, windows[number])
-                if shared:
-                    target = results[number][_within(shared, windows[number])]
-                    target[...] = pixels[_within(shared, area)]
+            numbers = {n for block in piece.run.blocks() for n in touched[block]}
+            for part in decoder.parts(piece, chunks):
+                for number in numbers:
+                    shared = overlap(part.area, windows[number])
+                    if shared:
+                        target = results[number][part.places]
+                        copy_pixels(
+                            target[_within(shared, windows[number])],
+                            part.pixels[_within(shared, part.area)],
+                        )
 
-        before = self._file.pinned_reads
         with translated(self._file, self.name):
-            self._work(pieces, deal, bands=len(indexes))
+            decoded = self._work(pieces, deal, grid, indexes)
         blocks = len(touched) * (1 if self._facts.shared else len(set(indexes)))
-        decoded = self._file.pinned_reads - before
         self.blocks_touched += blocks
         self.blocks_decoded += blocks if self._facts.hides_ranges else decoded
         return results
@@ -248,23 +226,36 @@ class AssetRaster:
         return pixels
 
     def _work(
-        self, pieces: list[_Piece], deal: Callable[[_Decoder, _Piece], None], *, bands: int
-    ) -> None:
-        """Deal all pieces; the bytes of the next ones are fetched while some are decoded."""
-        threads = self._affordable_threads(len(pieces), bands)
-        while len(self._decoders) < threads:
-            self._decoders.append(_Decoder(self._another()))
-        free: SimpleQueue[_Decoder] = SimpleQueue()
-        for decoder in self._decoders[:threads]:
+        self,
+        pieces: list[Piece],
+        deal: Callable[[Decoder, Piece, Mapping[int, bytes]], None],
+        grid: Grid,
+        indexes: Sequence[int],
+    ) -> int:
+        """Deal all pieces, and return how many blocks were decoded.
+
+        The bytes of the next pieces are fetched while some are decoded.
+        """
+        threads = self._affordable_threads(len(pieces), len(indexes))
+        inflater = (
+            Inflater(self._facts.packing, self._facts, grid, indexes)
+            if self._facts.packing
+            else None
+        )
+        free: SimpleQueue[Decoder] = SimpleQueue()
+        for decoder in [inflater] * threads if inflater else self._gdal(threads, grid, indexes):
             free.put(decoder)
 
-        def task(piece: _Piece) -> None:
+        def task(piece: Piece, chunks: Mapping[int, bytes]) -> None:
             decoder = free.get()
             try:
-                deal(decoder, piece)
+                deal(decoder, piece, chunks)
+            except Damaged as error:
+                raise GiveUp(f"{self.name}: {error}.", failure="corrupt") from error
             finally:
                 free.put(decoder)
 
+        before = self._file.pinned_reads
         with ThreadPoolExecutor(1, "fetch") as fetcher, ThreadPoolExecutor(threads) as decoding:
             coming: Future[dict[int, bytes]] | None = None
             batches = list(_batches(pieces))
@@ -272,17 +263,26 @@ class AssetRaster:
                 chunks = coming.result() if coming else self._fetch(batch)
                 if number + 1 < len(batches):
                     coming = fetcher.submit(self._fetch, batches[number + 1])
-                self._file.pin(chunks)
-                for _ in decoding.map(task, batch):
+                if inflater is None:
+                    self._file.pin(chunks)
+                for _ in decoding.map(task, batch, repeat(chunks)):
                     pass
         self._file.pin({})
+        return inflater.decoded if inflater else self._file.pinned_reads - before
+
+    def _gdal(self, threads: int, grid: Grid, indexes: Sequence[int]) -> list[GdalDecoder]:
+        while len(self._handles) < threads:
+            self._handles.append(self._another())
+        return [
+            GdalDecoder(handle, self._facts, grid, indexes) for handle in self._handles[:threads]
+        ]
 
     def _affordable_threads(self, pieces: int, bands: int) -> int:
         held = 2 * self._facts.block_bytes(self.count if self._facts.shared else bands)
         return max(1, min(self._threads, pieces, _DECODED_BYTES // held))
 
-    def _fetch(self, batch: list[_Piece]) -> dict[int, bytes]:
-        return self._file.fetch(span for piece in batch for span in piece.ranges)
+    def _fetch(self, batch: list[Piece]) -> dict[int, bytes]:
+        return self._file.fetch(span for piece in batch for span in piece.ranges())
 
     def _blank(self, bands: int, window: Window, fill: float) -> Pixels:
         """Return memory for a window; it is filled only where the raster does not cover it."""
@@ -292,13 +292,18 @@ class AssetRaster:
             return np.empty(shape, self.dtype)
         return np.full(shape, fill, self.dtype)
 
-    def _ranges(self, run: Run, indexes: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """Return the byte ranges of a run's blocks; none where the format hides them."""
+    def _spans(
+        self, run: Run, indexes: Sequence[int]
+    ) -> dict[tuple[int, int, int], tuple[int, int] | None]:
+        """Return where the bytes of a run's blocks lie; nothing where the format hides it."""
         if self._facts.hides_ranges:
-            return ()
+            return {}
         bands = (1,) if self._facts.shared else sorted(set(indexes))
-        spans = (self._range(col, row, band) for col, row in run.blocks() for band in bands)
-        return tuple(span for span in spans if span)
+        return {
+            (col, row, band): self._range(col, row, band)
+            for col, row in run.blocks()
+            for band in bands
+        }
 
     def _range(self, col: int, row: int, band: int) -> tuple[int, int] | None:
         """Return where a block's bytes lie, or None for a block that the file leaves out."""
@@ -357,12 +362,12 @@ def open_asset(
         def another() -> Any:
             return stack.enter_context(open_handle(file, kind))
 
-        yield AssetRaster(href, stat, file, another, threads=threads)
+        yield AssetRaster(href, stat, file, another, head=head, threads=threads)
 
 
-def _batches(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+def _batches(pieces: list[Piece]) -> Iterator[list[Piece]]:
     """Yield consecutive pieces of at most `_BATCH_BYTES` together, at least one each."""
-    batch: list[_Piece] = []
+    batch: list[Piece] = []
     held = 0
     for piece in pieces:
         if batch and held + piece.size_bytes > _BATCH_BYTES:

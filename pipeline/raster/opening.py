@@ -17,6 +17,7 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pipeline.errors import GiveUp
+from pipeline.raster.inflate import Packing, packing
 from pipeline.raster.rangefile import NAME, Container, RangeFile
 
 # A file without a grid is refused below by an error that names it; GDAL's own word comes too often.
@@ -105,14 +106,16 @@ class Facts:
     """Whether the format keeps to itself where a block's bytes lie (JPEG 2000)."""
     shared: bool
     """Whether all bands lie in the same blocks; otherwise each has blocks of its own."""
+    packing: Packing | None
+    """How to unpack a block without GDAL; None: GDAL decodes."""
 
     def block_bytes(self, bands: int) -> int:
         """Return the decoded size of a block of so many bands."""
         return self.block_px[0] * self.block_px[1] * self.dtype.itemsize * bands
 
 
-def describe(handle: Any, name: str) -> Facts:
-    """Return what a data set says of itself.
+def describe(handle: Any, head: bytes, name: str) -> Facts:
+    """Return what a data set says of itself; `head`: the first bytes of its file.
 
     Raises
     ------
@@ -134,8 +137,12 @@ def describe(handle: Any, name: str) -> Facts:
     code = handle.crs.to_epsg() if handle.crs else None
     if code is None:
         raise GiveUp(f"{name} has no CRS with an EPSG code.", failure="wrong-grid")
-    layout = handle.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE", "BAND")
+    structure = handle.tags(ns="IMAGE_STRUCTURE") | handle.tags(1, ns="IMAGE_STRUCTURE")
     hides_ranges = handle.driver != "GTiff"
+    by_pixel = structure.get("INTERLEAVE") == "PIXEL"
+    dtype = np.dtype(kinds[0])
+    block_px = handle.block_shapes[0]
+    block_shape = (*block_px, handle.count if by_pixel else 1)
     facts = Facts(
         epsg=int(code),
         x_min_m=turn.c,
@@ -144,11 +151,14 @@ def describe(handle: Any, name: str) -> Facts:
         width=handle.width,
         height=handle.height,
         count=handle.count,
-        dtype=np.dtype(kinds[0]),
+        dtype=dtype,
         nodata=handle.nodata,
-        block_px=handle.block_shapes[0],
+        block_px=block_px,
         hides_ranges=hides_ranges,
-        shared=handle.count > 1 and (hides_ranges or layout == "PIXEL"),
+        shared=handle.count > 1 and (hides_ranges or by_pixel),
+        packing=None
+        if hides_ranges
+        else packing(structure, dtype=dtype, shape=block_shape, head=head),
     )
     _bound(facts, name)
     return facts
