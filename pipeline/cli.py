@@ -6,7 +6,9 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import errno
+import os
 import sys
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -179,12 +181,15 @@ def pretrain(
         Path, typer.Option(metavar="FOLDER", help="Where such logs go, on this machine.")
     ] = Path("logs"),
 ) -> None:
-    """Learn from a published version; run it again to resume."""
+    """Learn from a published version; run it again to resume.
+
+    Of the processes that `torchrun` starts, the first one alone writes and reports.
+    """
     from pipeline.run.pretrain import run_pretrain
     from pipeline.watch.progress import Progress
 
     loaded, store = _open(recipe, root)
-    with Progress() as progress:
+    with nullcontext() if _rank() else Progress() as progress:
         report = run_pretrain(
             loaded,
             store,
@@ -195,7 +200,8 @@ def pretrain(
             logs=log or (),
             log_folder=log_folder,
         )
-    _say(report)
+    if not _rank():
+        _say(report)
 
 
 @app.command(epilog="Example: terrashard evaluate demo --model my-moco")
@@ -466,14 +472,25 @@ def main(arguments: list[str] | None = None) -> None:
         app(args=arguments, prog_name="terrashard")
     except SystemExit as ended:
         if ended.code == INTERRUPTED:  # typer makes an interrupt an exit
-            typer.echo("terrashard: stopped; run the same command again to go on.", err=True)
+            typer.echo(f"{_name()}: stopped; run the same command again to go on.", err=True)
         raise
     except Exception as error:
         if debug:
             raise
         text, code = _explain(error)
-        typer.echo(f"terrashard: {text}", err=True)
+        typer.echo(f"{_name()}: {text}", err=True)
         sys.exit(code)
+
+
+def _rank() -> int:
+    """Return which of the processes that `torchrun` started this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def _name() -> str:
+    """Return what messages begin with."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    return "terrashard" if ranks == 1 else f"terrashard (process {_rank()} of {ranks})"
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
+
+from pipeline.errors import RecipeError, TryAgain
 
 
 def started() -> bool:
@@ -34,6 +38,11 @@ def rank() -> int:
 def size() -> int:
     """Return how many processes the run has."""
     return dist.get_world_size() if started() else 1
+
+
+def launched() -> int:
+    """Return how many processes `torchrun` started for this run, joined or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join(device: torch.device) -> torch.device:
@@ -52,6 +61,51 @@ def join(device: torch.device) -> torch.device:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     atexit.register(dist.destroy_process_group)
     return device
+
+
+@contextmanager
+def company() -> Iterator[None]:
+    """Say plainly that a process ended because another one did.
+
+    Raises
+    ------
+    TryAgain
+        The others could not be reached any more.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if size() == 1 or not lost:
+            raise
+        raise TryAgain(
+            "another process of this run ended, so this one could not go on; its own message says "
+            "why. Then run the same command again: it goes on from the last checkpoint.",
+            failure="peer",
+        ) from error
+
+
+def agree(number: int, what: str) -> None:
+    """Hold all ranks to one number.
+
+    Raises
+    ------
+    RecipeError
+        They do not have it: the machines do not see the same root.
+    """
+    if not started():
+        return
+    found = [torch.zeros(1, dtype=torch.int64) for _ in range(size())]
+    own = torch.tensor([number])
+    if dist.get_backend() == "nccl":
+        own, found = own.cuda(), [one.cuda() for one in found]
+    dist.all_gather(found, own)
+    numbers = [int(one) for one in found]
+    if len(set(numbers)) > 1:
+        raise RecipeError(
+            f"the processes of this run do not agree on {what}: {', '.join(map(str, numbers))}; "
+            "the root must be one that all of its machines see."
+        )
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

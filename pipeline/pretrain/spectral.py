@@ -99,8 +99,8 @@ class SpectralAdapter(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return what `plain` does."""
-        if isinstance(self.layers[1], nn.SyncBatchNorm):
-            return self.plain(image)  # its moments are those of all ranks
+        if not isinstance(self.layers[1], nn.BatchNorm3d):
+            return self.plain(image)  # moments of all ranks
         return features_by_rows(self.layers, image, lengths(image.shape[1]))
 
 

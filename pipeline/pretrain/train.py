@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from pipeline.pretrain.choice import build_method, crops_of, seed_of
 from pipeline.pretrain.methods.method import Learned, Method, View
 from pipeline.pretrain.monitors import Health, health, wrong_with
 from pipeline.pretrain.normalise import Normaliser
+from pipeline.pretrain.norms import share_norms
 from pipeline.pretrain.optimise import build_optimizer, set_rates
 from pipeline.pretrain.views import make_views
 from pipeline.pretrain.wavelength import aim
@@ -103,25 +105,36 @@ def build_run(
 ) -> Run:
     """Build the method and its optimiser as they are before the first step.
 
-    Batch norms are those of the whole batch where GPUs share it; on CPUs each rank has its own.
+    Batch norms have the moments of the whole batch, however many ranks share it.
 
     Raises
     ------
     RecipeError
         The method cannot use this backbone, or misses something.
     """
-    parts = ranks.size() * settings.accumulate
+    check_parts(settings, ranks.size())
+    method = build_method(settings, shape, second=second, classes=classes)
+    if ranks.size() > 1:
+        share_norms(method, device)
+    method = method.to(device).train()
+    return Run(method, build_optimizer(method, settings))
+
+
+def check_parts(settings: Pretrain, processes: int) -> None:
+    """Refuse a batch that so many processes cannot share.
+
+    Raises
+    ------
+    RecipeError
+        Their parts would not be equal.
+    """
+    parts = processes * settings.accumulate
     if settings.batch_size % parts:
         raise RecipeError(
             f"`pretrain.batch_size` is {settings.batch_size}, which does not part into {parts} "
-            f"equal parts ({ranks.size()} processes, `accumulate = {settings.accumulate}`)."
+            f"equal parts ({processes} processes, `accumulate = {settings.accumulate}`); choose a "
+            f"multiple of {parts}, or start another number of processes."
         )
-    method: Any = build_method(settings, shape, second=second, classes=classes)
-    if ranks.size() > 1 and device.type == "cuda":
-        convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
-        method = convert(method)
-    method = method.to(device).train()
-    return Run(method, build_optimizer(method, settings))
 
 
 def train(
@@ -180,7 +193,7 @@ def train(
             views = make_views(batch, crops, normalisers, random, share)
             if support is not None:
                 stored, label = support(run.step)
-                own = crops_of(settings, shape, patches=run.method.views)
+                own = crops[: run.method.views]
                 labelled = make_views((stored,) * len(own), own, normalisers, random)
                 views += [view._replace(label=label) for view in labelled]
             run.method.begin(run.step)
@@ -222,12 +235,15 @@ def _over_ranks(method: Method, device: torch.device) -> nn.Module:
     """Wrap a method so that all ranks get the mean of their gradients."""
     if ranks.size() == 1:
         return method
-    # Without broadcast, since methods keep their own buffers (queues, centres) equal on all ranks.
-    return DistributedDataParallel(
-        method,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
-    )
+    with warnings.catch_warnings():
+        # Newer torch has another name for it, which older does not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        # Without broadcast, since methods keep their buffers (queues, centres) equal on all ranks.
+        return DistributedDataParallel(
+            method,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+        )
 
 
 def _learn(

@@ -20,7 +20,14 @@ from pipeline.pretrain.logs import Journal, open_sinks
 from pipeline.pretrain.normalise import Normaliser
 from pipeline.pretrain.order import Picks, pairs_of_products, times_or_views
 from pipeline.pretrain.spectral import LEAST_BANDS
-from pipeline.pretrain.train import Run, build_run, choose_device, last_health, train
+from pipeline.pretrain.train import (
+    Run,
+    build_run,
+    check_parts,
+    choose_device,
+    last_health,
+    train,
+)
 from pipeline.pretrain.wavelength import Sensor
 from pipeline.recipe import LoadedRecipe, Pretrain
 from pipeline.run.labelled import labelled_part
@@ -92,6 +99,7 @@ def run_pretrain(
         The recipe does not fit the data, or the name belongs to another run.
     """
     settings = _settings(loaded)
+    check_parts(settings, ranks.launched())
     dataset = open_dataset(store)
     readers = {
         product: _reader(dataset, product, transductive=settings.transductive)
@@ -99,22 +107,24 @@ def run_pretrain(
     }
     model = describe(loaded, dataset, name=name)
     place = ranks.join(choose_device(device))
+    first = ranks.rank() == 0
     normalisers = {product: _normaliser(dataset, product).to(place) for product in readers}
     second = _second_shape(model, readers)
     labels = labelled_part(loaded, dataset, model, normalisers[model.product], place)
     run = build_run(settings, model.shape, place, second=second, classes=labels.classes)
     if resume:
         _resume(store, model, run)
-    else:
+    elif first:
         for step in checkpoint.steps(store, model.name):
             checkpoint.drop(store, model.name, step)
     started = run.step
+    ranks.agree(started, "the step to go on from")
     if progress is not None:
         progress.start("pretrain", settings.steps - started)
-    wanted = logs if ranks.rank() == 0 else ()
+    wanted = logs if first else ()
     shown = settings.model_dump(mode="json")
     sinks = open_sinks(wanted, log_folder, run=model.name, start=started, settings=shown)
-    with Journal(sinks, progress) as journal:
+    with Journal(sinks, progress) as journal, ranks.company():
         batches = stream(
             readers,
             _picks(settings, readers, run.method.views),
@@ -133,7 +143,7 @@ def run_pretrain(
             normalisers=normalisers,
             support=labels.support,
             validate=labels.check,
-            checkpoint=lambda run: _save(store, model, run) if ranks.rank() == 0 else None,
+            checkpoint=lambda run: _save(store, model, run) if first else None,
             after_step=lambda run: journal.after_step(run.step, run.log),
         )
     report = _report(model, run, readers[model.product], started)
@@ -320,7 +330,9 @@ def _sensors(loaded: LoadedRecipe, dataset: Dataset) -> tuple[Sensor, ...]:
     sensors = []
     for product in products_of(loaded):
         reader, facts = dataset.patches(product), loaded.products[product]
-        widths = tuple(facts.band(name).fwhm_nm for name in reader.bands)
+        widths = reader.fwhm_nm
+        if all(width is None for width in widths):  # of a root from before they were kept
+            widths = tuple(facts.band(name).fwhm_nm for name in reader.bands)
         sensors.append(Sensor(product, tuple(reader.bands), tuple(reader.wavelength_nm), widths))
     return tuple(sensors)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -150,10 +150,20 @@ def _residual(loaded: LoadedRecipe, rows: pa.Table) -> pa.Array:
 
 def _add_spec(gathered: _Gathered, product: str, spec: ArraySpec) -> None:
     """Keep what all shards share of a product's arrays; their extents are in `ShardEntry`."""
-    values = {**spec.to_json(), "samples": 0, "times": 0}
-    shared = ArraySpec.from_json(values)
-    if gathered.specs.setdefault(product, shared).to_json() != values:
+    shared = replace(spec, samples=0, times=0)
+    known = gathered.specs.get(product, shared)
+    # Shards written before widths and units of bands were kept differ in nothing else.
+    known, shared = (
+        replace(
+            one,
+            fwhm_nm=one.fwhm_nm or other.fwhm_nm,
+            band_unit=one.band_unit or other.band_unit,
+        )
+        for one, other in ((known, shared), (shared, known))
+    )
+    if known.to_json() != shared.to_json():
         raise IntegrityError(f"shards differ in what the arrays of {product} look like.")
+    gathered.specs[product] = known
 
 
 def _add_moments(gathered: _Gathered, product: str, rows: pa.Table, places: Places) -> None:

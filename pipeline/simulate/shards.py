@@ -42,7 +42,14 @@ from pipeline.simulate.scenes import quality_layers
 from pipeline.stages.slots import Slot
 from pipeline.store import layout
 from pipeline.store.commit import Commit, write_commit
-from pipeline.store.shard import ArraySpec, Encoded, ShardWriter, encode_patch, store_shard
+from pipeline.store.shard import (
+    ArraySpec,
+    Encoded,
+    ShardWriter,
+    band_facts,
+    encode_patch,
+    store_shard,
+)
 from pipeline.store.tables import append, from_rows
 
 _THREADS = 2
@@ -190,7 +197,7 @@ def _spec(loaded: LoadedRecipe, key: str, samples: int, times: int) -> ArraySpec
         scale=facts.scale,
         offset=facts.offset,
         unit=facts.unit,
-        wavelength_nm=tuple(facts.band(name).wavelength_nm for name in bands),
+        **band_facts(facts, bands),
         pixel_m=loaded.pixel_m(key),
         native_dtype=native_dtype(facts).name if facts.mask_layers else None,
         codec=loaded.recipe.shards.codec,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ def to_xarray(reader: PatchReader) -> xr.Dataset:
 
     A sample is a location, in the order of the index; its times are in order of acquisition, and
     locations with fewer times than others end in fill. Coordinates are `location (sample)`,
-    `acquired` and `slot` `(sample, time)`, `band` and `wavelength_nm (band)`. Values are stored
-    integers; attributes `scale`, `offset`, `nodata`, `unit` say what they mean.
+    `acquired` and `slot` `(sample, time)`, `band`, and `wavelength_nm`, `fwhm_nm` and `band_unit`
+    `(band)`. Values are stored integers; attributes `scale`, `offset`, `nodata`, `unit` say what
+    they mean.
     """
     place = _places(reader)
     rows = reader.rows
@@ -34,10 +35,9 @@ def to_xarray(reader: PatchReader) -> xr.Dataset:
         "acquired": (("sample", "time"), _spread(acquired, place, NO_TIME).view("M8[us]")),
         "slot": (("sample", "time"), _spread(slots, place, "")),
         "band": ("band", np.array(reader.bands, dtype=object)),
-        "wavelength_nm": (
-            "band",
-            np.array([np.nan if w is None else w for w in reader.wavelength_nm]),
-        ),
+        "wavelength_nm": ("band", _lengths(reader.wavelength_nm)),
+        "fwhm_nm": ("band", _lengths(reader.fwhm_nm)),
+        "band_unit": ("band", np.array(reader.band_unit, dtype=object)),
     }
     bands = indexing.LazilyIndexedArray(_Image(reader, "bands", place))
     mask = indexing.LazilyIndexedArray(_Image(reader, "mask", place))
@@ -174,6 +174,10 @@ def _places(reader: PatchReader) -> NDArray[np.int64]:
     place = np.full((len(samples), int(count.max(initial=0))), -1, dtype="int64")
     place[sample, np.arange(len(order)) - starts[sample]] = order
     return place
+
+
+def _lengths(lengths_nm: Sequence[float | None]) -> NDArray[np.float64]:
+    return np.array([np.nan if length is None else length for length in lengths_nm], "float64")
 
 
 def _spread(values: NDArray[Any], place: NDArray[np.int64], missing: Any) -> NDArray[Any]:

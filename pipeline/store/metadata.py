@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from pipeline.store.codec import BLOCK_BYTES, BLOSC, Codec
 
-#: Dimensions of every coordinate of a product's group. (`band` names a dimension, so xarray makes
-#: an index of it; `acquired` is not called `time`, since a 2-D coordinate of that name breaks it.)
+#: Dimensions of every coordinate a product's group may have. (`band` names a dimension, so xarray
+#: makes an index of it; `acquired` is not called `time`: a 2-D coordinate of that name breaks it.)
 COORDINATE_DIMENSIONS: dict[str, tuple[str, ...]] = {
     "location": ("sample",),
     "epsg": ("sample",),
@@ -32,12 +32,15 @@ COORDINATE_DIMENSIONS: dict[str, tuple[str, ...]] = {
     "acquired": ("sample", "time"),
     "band": ("band",),
     "wavelength_nm": ("band",),
+    "fwhm_nm": ("band",),
+    "band_unit": ("band",),
 }
 _ATTRIBUTES: dict[str, dict[str, Any]] = {
     "x_origin_m": {"unit": "m"},
     "y_origin_m": {"unit": "m"},
     "acquired": {"unit": "us", "epoch": "1970-01-01T00:00:00Z"},
     "wavelength_nm": {"unit": "nm"},
+    "fwhm_nm": {"unit": "nm"},
 }
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 

@@ -29,8 +29,11 @@ class PatchReader:
         `IndexRow` of each patch: patch number i is row i.
     bands : tuple of str
         Names, in storage order.
-    wavelength_nm : tuple of float or None
-        Band centres.
+    wavelength_nm, fwhm_nm : tuple of float or None
+        Band centres, and full widths at half maximum (all None in shards written before they were
+        kept).
+    band_unit : tuple of str
+        Unit of each band's physical value.
     shape : (int, int, int)
         Of a patch: (band, y, x).
     dtype : numpy.dtype
@@ -47,6 +50,8 @@ class PatchReader:
         self.bands, self.wavelength_nm, self.shape = spec.bands, spec.wavelength_nm, spec.shape
         self.dtype: np.dtype[Any] = np.dtype(spec.dtype)
         self.scale, self.offset, self.unit = float(spec.scale), float(spec.offset), spec.unit
+        self.fwhm_nm = spec.fwhm_nm or (None,) * len(spec.bands)
+        self.band_unit = spec.band_unit or (spec.unit,) * len(spec.bands)
         self.fill, self.pixel_m = spec.fill, float(spec.pixel_m)
         self.sample_row: NDArray[np.int64] = rows["row"].to_numpy().astype("int64")
         self._store, self._decoder = store, Decoder()

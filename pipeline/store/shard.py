@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from pipeline.errors import RecipeError
 from pipeline.ports import ObjectStore
-from pipeline.products.catalogue import LEGEND
+from pipeline.products.catalogue import LEGEND, Product
 from pipeline.store.codec import MAX_CHUNK_BYTES, Codec, assemble, encode
 from pipeline.store.metadata import (
     COORDINATE_DIMENSIONS,
@@ -60,6 +60,10 @@ class ArraySpec:
     """numpy name of the type of `mask_native`; None: the product has no mask layers."""
     codec: Codec = "zstd"
     compression_level: int
+    fwhm_nm: tuple[float | None, ...] = ()
+    """Full width of each band at half maximum, None where none is stated; (): of no band."""
+    band_unit: tuple[str, ...] = ()
+    """Unit of each band, where not all have `unit`; (): all have it."""
 
     def __post_init__(self) -> None:
         patch_bytes = len(self.bands) * self.size_px**2 * np.dtype(self.dtype).itemsize
@@ -68,8 +72,10 @@ class ArraySpec:
                 f"a patch of {self.product} ({len(self.bands)} bands of {self.size_px} px) has "
                 f"{patch_bytes} bytes; {MAX_CHUNK_BYTES} are allowed: choose a smaller cell."
             )
-        if len(self.wavelength_nm) != len(self.bands):
-            raise ValueError(f"{len(self.wavelength_nm)} wavelengths, {len(self.bands)} bands")
+        for name in ("wavelength_nm", "fwhm_nm", "band_unit"):
+            found = len(getattr(self, name))
+            if found != len(self.bands) and (found or name == "wavelength_nm"):
+                raise ValueError(f"`{name}` of {found} values for {len(self.bands)} bands")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -79,7 +85,12 @@ class ArraySpec:
     def to_json(self) -> dict[str, Any]:
         """Return JSON values: equal specs give equal text, whether 10 or 10.0 was given."""
         values = asdict(self) | {k: float(getattr(self, k)) for k in ("scale", "offset", "pixel_m")}
-        values["wavelength_nm"] = [None if w is None else float(w) for w in self.wavelength_nm]
+        for name in ("wavelength_nm", "fwhm_nm"):
+            lengths = getattr(self, name)
+            values[name] = [None if length is None else float(length) for length in lengths]
+        for name in ("fwhm_nm", "band_unit"):
+            if not values[name]:  # as it was before there were such values: equal text again
+                del values[name]
         return values | {"fill": "NaN" if np.isnan(self.fill) else float(self.fill)}
 
     @classmethod
@@ -189,7 +200,6 @@ class ShardWriter:
         times = np.asarray(acquired)
         if times.dtype.kind == "M":
             times = times.astype("datetime64[us]").astype("int64")
-        wavelengths = [np.nan if w is None else w for w in spec.wavelength_nm]
         values: dict[str, NDArray[Any]] = {
             "location": np.asarray(location, dtype=object),
             "epsg": np.asarray(epsg, dtype="int32"),
@@ -198,8 +208,12 @@ class ShardWriter:
             "scene": np.asarray(scene, dtype=object),
             "acquired": times.astype("int64", casting="safe"),
             "band": np.asarray(spec.bands, dtype=object),
-            "wavelength_nm": np.asarray(wavelengths, dtype="float64"),
+            "wavelength_nm": _lengths(spec.wavelength_nm),
         }
+        if spec.fwhm_nm:
+            values["fwhm_nm"] = _lengths(spec.fwhm_nm)
+        if spec.band_unit:
+            values["band_unit"] = np.asarray(spec.band_unit, dtype=object)
         sizes = {"sample": spec.samples, "time": spec.times, "band": len(spec.bands)}
         for name, array in values.items():
             shape = tuple(sizes[d] for d in COORDINATE_DIMENSIONS[name])
@@ -275,11 +289,33 @@ def _expect(what: str, array: NDArray[Any], dtype: str, shape: tuple[int, ...]) 
         raise ValueError(f"{what}: {array.dtype} {array.shape}, not {dtype} {shape}")
 
 
+def _lengths(lengths_nm: Sequence[float | None]) -> NDArray[np.float64]:
+    return np.array([np.nan if length is None else length for length in lengths_nm], "float64")
+
+
+def _coordinates(spec: ArraySpec) -> list[str]:
+    """Return the names of the coordinates that a product's group has."""
+    optional = {"fwhm_nm": spec.fwhm_nm, "band_unit": spec.band_unit}
+    return [name for name in COORDINATE_DIMENSIONS if optional.get(name, True)]
+
+
+def band_facts(product: Product, bands: Sequence[str]) -> dict[str, Any]:
+    """Return what an `ArraySpec` says of single bands: a product's facts, in storage order."""
+    facts = [product.band(name) for name in bands]
+    widths = tuple(band.fwhm_nm for band in facts)
+    units = tuple(band.unit or product.unit for band in facts)
+    return {
+        "wavelength_nm": tuple(band.wavelength_nm for band in facts),
+        "fwhm_nm": () if all(width is None for width in widths) else widths,
+        "band_unit": () if set(units) <= {product.unit} else units,
+    }
+
+
 def _product_group(spec: ArraySpec) -> bytes:
     return group_metadata(
         {
             # xarray makes coordinates of these names; it is the one attribute it interprets.
-            "coordinates": " ".join(sorted(COORDINATE_DIMENSIONS)),
+            "coordinates": " ".join(sorted(_coordinates(spec))),
             "product": spec.product,
             "pixel_m": float(spec.pixel_m),
         }

@@ -14,7 +14,7 @@ from pipeline.recipe import LoadedRecipe
 from pipeline.records import PlannedPatch, Scene
 from pipeline.store import layout
 from pipeline.store.objects import open_store
-from pipeline.store.shard import ArraySpec
+from pipeline.store.shard import ArraySpec, band_facts
 from pipeline.store.tables import read_table, to_rows
 
 
@@ -66,7 +66,7 @@ def array_specs(lock: Lock) -> dict[str, ArraySpec]:
             scale=facts.scale,
             offset=facts.offset,
             unit=facts.unit,
-            wavelength_nm=tuple(facts.band(name).wavelength_nm for name in bands),
+            **band_facts(facts, bands),
             pixel_m=lock.loaded.pixel_m(product),
             native_dtype=native_dtype(facts).name if facts.mask_layers else None,
             codec=lock.loaded.recipe.shards.codec,

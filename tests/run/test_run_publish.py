@@ -239,6 +239,17 @@ def test_shards_that_differ_in_their_arrays_are_refused(root) -> None:
         run_publish(loaded, store)
 
 
+@pytest.mark.parametrize("old", [0, 1])
+def test_shards_from_before_widths_were_kept_go_with_newer_ones(root, old: int) -> None:
+    loaded, store = root
+    told = replace(spec(), fwhm_nm=(65.0, None))
+    for shard in range(2):
+        specs = {PRODUCT: spec() if shard == old else told}
+        commit_shard(store, loaded, shard, shard_rows(shard), specs=specs)
+    number = run_publish(loaded, store).version
+    assert read_version(store, number).specs[PRODUCT].fwhm_nm == (65.0, None)
+
+
 def test_a_root_of_another_recipe_is_refused(root, tmp_path: Path) -> None:
     loaded, store = root
     commit_shard(store, loaded, 0, shard_rows(0))

@@ -18,12 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import IntegrityError, RecipeError
+from pipeline.products.catalogue import load_product
 from pipeline.store import codec
 from pipeline.store.objects import open_store
 from pipeline.store.shard import (
     NO_TIME,
     ArraySpec,
     ShardWriter,
+    band_facts,
     encode_patch,
     image_key,
     pixel_digest,
@@ -186,6 +188,28 @@ def test_xarray_opens_a_product_as_it_is(tmp_path: Path) -> None:
     assert "mask_native" not in other
     assert (other["bands"] == -32768).all()
     assert (other["mask"] == 0).all()
+
+
+def test_widths_and_units_of_single_bands_stand_beside_them(tmp_path: Path) -> None:
+    facts = load_product("landsat-oli-tirs-toa")
+    bands = ("B4", "B10")
+    of = spec(bands=bands, unit=facts.unit, **band_facts(facts, bands))
+    assert of.band_unit == ("1", "K")
+    assert ArraySpec.from_json(of.to_json()) == of
+    writer = ShardWriter({"optical": of})
+    place(writer, "optical")
+    store_shard(open_store(tmp_path), "r1", writer)
+    ds = xr.open_zarr(tmp_path / "r1", group="optical", consolidated=False)
+    assert ds["band_unit"].values.tolist() == ["1", "K"]
+    np.testing.assert_array_equal(ds["fwhm_nm"], [facts.band(name).fwhm_nm for name in bands])
+
+
+def test_a_record_without_widths_is_read_and_written_as_it_was() -> None:
+    old = spec().to_json()
+    assert not {"fwhm_nm", "band_unit"} & old.keys()
+    assert ArraySpec.from_json(old) == spec()
+    with pytest.raises(ValueError, match="`fwhm_nm` of 1 values for 2 bands"):
+        spec(fwhm_nm=(10.0,))
 
 
 def test_missing_times_read_as_not_a_time() -> None:
