@@ -24,7 +24,7 @@ from pipeline.recipe import LoadedRecipe, load_recipe
 from pipeline.records import Location
 from pipeline.run.sample import run_sample
 from pipeline.sources.providers import load_provider
-from pipeline.stages.search import queries
+from pipeline.stages.questions import queries
 from pipeline.store.layout import LOCATIONS
 from pipeline.store.objects import open_store
 from pipeline.store.tables import read_all

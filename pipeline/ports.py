@@ -103,9 +103,22 @@ class PixelSource(Protocol):
         ...
 
     def pixels(
-        self, href: str, bands: Sequence[str], grid: PixelGrid, *, fill: float
+        self,
+        href: str,
+        bands: Sequence[str],
+        grid: PixelGrid,
+        *,
+        fill: float,
+        method: str = "nearest",
     ) -> NDArray[Any]:
-        """Return the pixels (band, y, x) of some bands of an image; `fill` where it has none."""
+        """Return the pixels (band, y, x) of some bands of an image; `fill` where it has none.
+
+        Where the grid is not the image's own, pixels come by `method`: `nearest` or `bilinear`.
+        """
+        ...
+
+    def document(self, href: str) -> bytes:
+        """Return what is said of an image, as the MTL.json of a Landsat scene would say it."""
         ...
 
     @property
@@ -126,6 +139,11 @@ class Query:
     """First moment (UTC); None: since ever."""
     end: datetime | None = None
     """First moment that is too late; None: for ever."""
+    only: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Item properties, each with the values that it may have."""
+    at_most: tuple[tuple[str, float], ...] = ()
+    """Item properties, each with its largest value. Both are for catalogues that can filter, so
+    that fewer items come: what comes is checked all the same, by the product's rules."""
 
     def wants(
         self,

@@ -9,7 +9,7 @@ from pipeline.errors import RecipeError
 from pipeline.products.catalogue import Product, load_product, product_ids
 from pipeline.recipe import LoadedRecipe, Points, load_recipe
 from pipeline.sources.providers import provider_of
-from pipeline.stages.search import facts_of
+from pipeline.stages.questions import facts_of
 
 
 def check_places(loaded: LoadedRecipe) -> None:
@@ -95,6 +95,9 @@ def describe_product(reference: str) -> str:
             )
             lines.append(f"  {rule.layer} {test} -> {rule.code}")
         lines.append(f"  otherwise -> {facts.mask_default}")
+    if facts.mask is not None:
+        named = ", ".join(f"{word} {name}" for word, name in facts.mask.bands if name)
+        lines.append(f"mask of scenes without quality layers: {facts.mask.method} ({named})")
     for code, name in facts.classes.items():
         lines.append(f"class {code}: {name}")
     lines += ["", "sources:", *(f"  {source}" for source in facts.sources)]

@@ -14,7 +14,7 @@ from pipeline.records import Scene
 from pipeline.run.search import Answers, locations_of
 from pipeline.sources.providers import providers
 from pipeline.stages.gaps import Gap, Tally
-from pipeline.stages.search import queries
+from pipeline.stages.questions import queries
 from pipeline.store.layout import is_claimed
 
 
@@ -53,7 +53,8 @@ def run_compare(loaded: LoadedRecipe, store: ObjectStore) -> Comparison:
         found: dict[str, list[Scene]] = {}
         months: set[str] = set()
         for name in _asked(loaded, product):
-            questions = queries(loaded, product, locations, provider=name)
+            # A scene that one provider finds cloudier than another is missing nowhere.
+            questions = queries(loaded, product, locations, provider=name, all_weathers=True)
             months |= _months(questions)
             try:
                 with closing(Answers(loaded, product, name)) as answers:

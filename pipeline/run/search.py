@@ -8,6 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.errors import GiveUp, RecipeError, TryAgain
 from pipeline.ports import ObjectStore, Query
 from pipeline.products.catalogue import Product
@@ -20,7 +22,8 @@ from pipeline.sources.providers import Provider, check_href, provider_of
 from pipeline.sources.stac import Catalogue
 from pipeline.sources.stac_geoparquet import bulk_items
 from pipeline.stages.newest import version_of
-from pipeline.stages.search import UNASKED, normalise, queries
+from pipeline.stages.questions import queries
+from pipeline.stages.search import UNASKED, normalise
 from pipeline.store.layout import LOCATIONS, SCENES, claim, is_claimed, numbered
 from pipeline.store.tables import append, from_rows, next_number, read_all, write_table
 
@@ -43,8 +46,15 @@ class SearchReport:
     """Providers that could not be asked, where others that the recipe lists were, and why."""
 
 
-def run_search(loaded: LoadedRecipe, store: ObjectStore) -> SearchReport:
+def run_search(
+    loaded: LoadedRecipe, store: ObjectStore, *, newest: int | None = None
+) -> SearchReport:
     """Search for every product of the recipe, and append what the root does not have.
+
+    Parameters
+    ----------
+    newest : int or None
+        Ask only around so many locations, those with the highest indices; None: around all.
 
     Raises
     ------
@@ -55,7 +65,7 @@ def run_search(loaded: LoadedRecipe, store: ObjectStore) -> SearchReport:
         looks like a year with few scenes.
     """
     is_claimed(store, loaded)
-    locations = locations_of(loaded, store)
+    locations = locations_of(loaded, store, newest)
     unusable: list[Unusable] = []
     found: dict[str, int] = {}
     silent: list[str] = []
@@ -228,14 +238,18 @@ def _catalogue(provider: Provider, product: Product) -> Catalogue | EarthEngineC
     return Catalogue(provider)
 
 
-def locations_of(loaded: LoadedRecipe, store: ObjectStore) -> Any:
-    """Return the locations to search around; None where cells are cut from what is found."""
+def locations_of(
+    loaded: LoadedRecipe, store: ObjectStore, newest: int | None = None
+) -> pa.Table | None:
+    """Return the locations to search around, all or so many of the newest; None where cells are
+    cut from what is found."""
     if loaded.recipe.sample.strategy == "scenes":
         return None
-    table = read_all(store, LOCATIONS, Location, columns=["lon_deg", "lat_deg", "geometry"])
+    columns = ["index", "lon_deg", "lat_deg", "geometry"]
+    table = read_all(store, LOCATIONS, Location, columns=columns)
     if not table.num_rows:
         raise RecipeError(f"{store.url} has no locations yet; run `terrashard sample` first.")
-    return table
+    return table if newest is None else table.sort_by([("index", "descending")]).slice(0, newest)
 
 
 def _baselines(store: ObjectStore) -> dict[str, str]:

@@ -30,6 +30,7 @@ from pipeline.simulate.wishes import (
     from_body,
     from_query,
     instant,
+    meets,
     number,
     span,
 )
@@ -38,6 +39,7 @@ from pipeline.simulate.wishes import (
 ITEMS = "archive.json"
 
 _GEOJSON = "application/geo+json"
+_QUERY = "https://api.stacspec.org/v1.0.0/item-search#query"
 _CONFORMANCE = (
     "https://api.stacspec.org/v1.0.0/core",
     "https://api.stacspec.org/v1.0.0/collections",
@@ -74,10 +76,13 @@ class Habits:
     """Whether an answer states `numberMatched`."""
     one_too_many: bool = False
     """Whether the last full page leads to an empty one."""
+    filters: bool = True
+    """Whether it has STAC's query extension (recorded: DLR's landing page does not say so); where
+    not, a `query` is passed over in silence."""
 
 
 HABITS = {
-    "dlr": Habits(paging="start-index", page=20, page_max=100, counts=True),
+    "dlr": Habits(paging="start-index", page=20, page_max=100, counts=True, filters=False),
     "planetary-computer": Habits(paging="token", page=10, page_max=1000, counts=False),
     "earth-search": Habits(paging="next", page=10, page_max=250, counts=True, one_too_many=True),
     "copernicus": Habits(paging="token", page=10, page_max=1000, counts=False),
@@ -164,7 +169,7 @@ class Catalogue:
             case []:
                 return Answer(self._landing(provider, root))
             case ["conformance"]:
-                return Answer({"conformsTo": list(_CONFORMANCE)})
+                return Answer({"conformsTo": _conformance(provider)})
             case ["collections"]:
                 documents = [
                     self._collection(provider, root, key) for key in self._titles[provider]
@@ -202,7 +207,7 @@ class Catalogue:
             "id": f"simulated-{provider}",
             "title": f"Simulated archive in the manner of {provider}",
             "description": "Not observations: every pixel is computed from place, time and band.",
-            "conformsTo": list(_CONFORMANCE),
+            "conformsTo": _conformance(provider),
             "links": [
                 {"rel": "self", "type": "application/json", "href": root},
                 {"rel": "root", "type": "application/json", "href": root},
@@ -278,6 +283,7 @@ class Catalogue:
     def _matching(self, provider: str, wish: Mapping[str, Any]) -> list[_Entry]:
         collections = wish.get("collections") or list(self._entries[provider])
         place, (first, last), ids = area(wish), span(wish.get("datetime")), wish.get("ids")
+        query = wish.get("query") if HABITS.get(provider, _PLAIN).filters else None
         return [
             entry
             for key in collections
@@ -285,7 +291,13 @@ class Catalogue:
             if first <= entry.when <= last
             and (place is None or place.intersects(entry.geometry))
             and (ids is None or entry.item["id"] in ids)
+            and (query is None or meets(query, entry.item["properties"]))
         ]
+
+
+def _conformance(provider: str) -> list[str]:
+    filters = HABITS.get(provider, _PLAIN).filters
+    return [*_CONFORMANCE, _QUERY] if filters else list(_CONFORMANCE)
 
 
 def _spoilt(faults: Faults, item: dict[str, Any]) -> dict[str, Any]:

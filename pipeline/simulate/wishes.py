@@ -25,10 +25,12 @@ def from_query(query: Mapping[str, str]) -> dict[str, Any]:
     for key in ("collections", "ids"):
         if key in wish:
             wish[key] = wish[key].split(",")
+    if "query" in wish:
+        wish["query"] = _parsed(wish["query"], "query is no JSON object")
     if "bbox" in wish:
         wish["bbox"] = _floats(wish["bbox"])
     if "intersects" in wish:
-        wish["intersects"] = _geometry(wish["intersects"])
+        wish["intersects"] = _parsed(wish["intersects"], "intersects is no JSON geometry")
     return wish
 
 
@@ -46,11 +48,11 @@ def _floats(text: str) -> list[float]:
         raise Refused(HTTPStatus.BAD_REQUEST, f"bbox {text!r} is not numbers") from error
 
 
-def _geometry(text: str) -> Any:
+def _parsed(text: str, trouble: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise Refused(HTTPStatus.BAD_REQUEST, "intersects is no JSON geometry") from error
+        raise Refused(HTTPStatus.BAD_REQUEST, trouble) from error
 
 
 def flat(value: Any) -> str:
@@ -85,6 +87,28 @@ def area(wish: Mapping[str, Any]) -> shapely.Geometry | None:
             shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)
         )
     return shapely.box(west, south, east, north)
+
+
+def meets(query: Any, properties: Mapping[str, Any]) -> bool:
+    """Whether an item's properties meet a wish of STAC's query extension; no value meets none."""
+    if not isinstance(query, dict) or not all(isinstance(tests, dict) for tests in query.values()):
+        raise Refused(HTTPStatus.BAD_REQUEST, "query must map properties to tests")
+    return all(
+        _passes(properties.get(name), test, wanted)
+        for name, tests in query.items()
+        for test, wanted in tests.items()
+    )
+
+
+def _passes(value: Any, test: str, wanted: Any) -> bool:
+    match test:
+        case "eq":
+            return bool(value == wanted)
+        case "in" if isinstance(wanted, list):
+            return value in wanted
+        case "lte" if isinstance(wanted, int | float):
+            return isinstance(value, int | float) and value <= wanted
+    raise Refused(HTTPStatus.BAD_REQUEST, f"query has no test {test!r} of {wanted!r}")
 
 
 def _shape(geometry: Any) -> shapely.Geometry:

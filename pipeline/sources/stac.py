@@ -6,39 +6,31 @@ Nothing is decided here: an answer that ignores half of the request is passed on
 
 from __future__ import annotations
 
-import threading
-import time
 import warnings
 from collections.abc import Iterator
 from datetime import UTC
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urljoin, urlsplit
 
 import pystac
-import requests
-import urllib3
-from pystac.utils import is_absolute_href, make_absolute_href
+from pystac.utils import make_absolute_href
 from pystac_client import Client
 from pystac_client.exceptions import APIError
-from pystac_client.stac_api_io import StacApiIO
 from pystac_client.warnings import PystacClientWarning
-from urllib3 import Retry
 
-from pipeline.errors import GiveUp, RecipeError, TerrashardError, TryAgain
+from pipeline.errors import GiveUp, RecipeError, TerrashardError
 from pipeline.ports import Query
 from pipeline.sources.providers import Provider
+from pipeline.sources.remote import named
+from pipeline.sources.stac_io import CatalogueIO
 
-#: Statuses that a later attempt may get rid of.
-_PASSING = (429, 500, 502, 503, 504)
-#: Longest pause between attempts, whatever a server asks for, in seconds.
-_LONGEST_PAUSE_S = 120
 #: Pages in a row that only repeat what came before: one sent twice is passed over, but pages that
 #: go round in a circle must end.
 _MOST_STALE_PAGES = 5
 #: Catalogues below a static catalogue's root, at most.
 _DEEPEST = 12
+#: How services say that they do not understand a filter.
+_FILTER_REFUSED = (400, 415, 422, 501)
 
 
 def search_items(provider: Provider, query: Query) -> Iterator[dict[str, Any]]:
@@ -73,8 +65,11 @@ class Catalogue:
             raise RecipeError(f"provider {provider.name!r} needs a `url` in the recipe.")
         self.provider = provider
         self._url = provider.url
-        self._io = _CatalogueIO(provider, self._url, attempts)
+        self._io = CatalogueIO(provider, self._url, attempts)
         self._client: Client | None = None
+        self._can_filter: bool | None = None
+        self._proven = False  # whether a filter has brought something
+        self._listed = False  # whether the list of collections was looked at
 
     def __enter__(self) -> Self:
         return self
@@ -109,10 +104,12 @@ class Catalogue:
         except TerrashardError:
             raise
         except APIError as error:
-            raise _explained(self.provider, error) from error
+            raise self._io.explained(error) from error
         except (ValueError, KeyError, TypeError, AttributeError, pystac.STACError) as error:
             raise GiveUp(
-                f"provider {self.provider.name}: the answer is not STAC: {str(error)[:200]}.",
+                f"provider {self.provider.name}: what {named(self._url)} answers is not STAC "
+                f"({str(error)[:200]}); is `url` in the recipe the root of a STAC "
+                f"{'API' if self.provider.kind == 'stac-api' else 'catalogue'}?",
                 failure="corrupt",
             ) from error
         except OSError as error:
@@ -124,6 +121,68 @@ class Catalogue:
     # --- item-search APIs --------------------------------------------------------------------
 
     def _pages(self, query: Query) -> Iterator[dict[str, Any]]:
+        """Ask with the query's filter, if the catalogue says that it can filter.
+
+        Not every one can as it says. If it refuses the filter it is asked without. Until a filter
+        has brought something, so it is after an empty answer too: words that the catalogue does not
+        know would leave nothing, in silence.
+        """
+        wishes = _filter(query) if self._filters() else {}
+        came = False
+        try:
+            for item in self._answer(query, wishes):
+                came = True
+                yield item
+        except APIError as error:
+            if came or not wishes or getattr(error, "status_code", None) not in _FILTER_REFUSED:
+                raise
+            self._can_filter = False
+        self._proven = self._proven or (came and bool(wishes))
+        if came or self._proven:
+            return
+        if wishes:
+            for item in self._answer(query, {}):
+                came = True
+                if self._can_filter and not self._proven:
+                    self._proven = wishes.keys() <= (item.get("properties") or {}).keys()
+                yield item
+            self._can_filter = self._can_filter and (self._proven or not came)
+        if not came:
+            self._expect(query.collection)
+
+    def _filters(self) -> bool:
+        """Whether the catalogue takes filters, by what its landing page says."""
+        if self._can_filter is None:
+            self._can_filter = self._open().conforms_to("QUERY")
+        return self._can_filter
+
+    def _expect(self, collection: str) -> None:
+        """Make sure, once, that a collection exists of which nothing came.
+
+        Raises
+        ------
+        GiveUp
+            The catalogue lists its collections, and this one is not among them.
+        """
+        if self._listed:
+            return
+        self._listed = True
+        try:
+            listing = self._io.read_json(f"{self._url.rstrip('/')}/collections")
+        except (APIError, TerrashardError):
+            return  # it is not bound to list them
+        found, links = listing.get("collections"), listing.get("links", [])
+        names = [str(entry["id"]) for entry in found] if isinstance(found, list) else []
+        whole = not any(link["rel"] == "next" for link in links)
+        if names and whole and collection not in names:
+            shown = ", ".join(sorted(names)[:20]) + (" ..." if len(names) > 20 else "")
+            raise GiveUp(
+                f"provider {self.provider.name}: {named(self._url)} has no collection "
+                f"{collection!r}; it has: {shown}. Is `url` in the recipe the right one?",
+                failure="gone",
+            )
+
+    def _answer(self, query: Query, wishes: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Follow `next` until a page is empty, or too many in a row bring nothing new.
 
         `pystac_client` handles the ways of paging: whole bodies, `merge`, tokens in the address.
@@ -138,8 +197,10 @@ class Catalogue:
                 collections=[query.collection],
                 bbox=query.bbox,
                 datetime=_interval(query),
+                query=wishes or None,
                 limit=self.provider.page_sizes.get(query.collection, self.provider.page_size),
             )
+        self._io.page = 0
         seen: set[str] = set()
         stale = 0
         for page in search.pages_as_dicts():
@@ -185,77 +246,13 @@ class Catalogue:
                     waiting.append((target, depth + 1))
 
 
-class _CatalogueIO(StacApiIO):
-    """Requests of one catalogue: to its own host (or folder) only, at its rate, counted."""
+def _filter(query: Query) -> dict[str, Any]:
+    """Return what the query asks of properties, in the words of STAC's query extension.
 
-    def __init__(self, provider: Provider, root: str, attempts: int) -> None:
-        super().__init__(
-            timeout=provider.timeout_s,
-            max_retries=Retry(
-                total=attempts - 1,
-                redirect=3,
-                allowed_methods=None,  # a search changes nothing, so its POST may be repeated
-                status_forcelist=_PASSING,
-                backoff_factor=0.5,
-                backoff_jitter=0.5,
-                backoff_max=_LONGEST_PAUSE_S,
-                retry_after_max=_LONGEST_PAUSE_S,
-                raise_on_status=False,
-            ),
-            headers=None if provider.gzip else {"Accept-Encoding": "identity"},
-        )
-        self.count = 0
-        self._provider = provider
-        self._root = root
-        self._turn = threading.Lock()
-        self._next_at_s = 0.0
-        self.session.hooks["response"].append(self._check_redirect)
-
-    def request(self, href: str, *args: Any, **kwargs: Any) -> str:
-        """Make one request, when its turn has come."""
-        self._check(href)
-        self._wait()
-        return super().request(href, *args, **kwargs)
-
-    def read_text(self, source: pystac.link.HREF, *args: Any, **kwargs: Any) -> str:
-        """Read a document; on disk only inside the folder of the catalogue."""
-        if isinstance(source, pystac.Link) or "://" in str(source):
-            return super().read_text(source, *args, **kwargs)
-        self._check(str(source))
-        self.count += 1
-        return Path(source).read_text(encoding="utf-8")
-
-    def _check(self, href: str) -> None:
-        if "://" in self._root:
-            here, there = urlsplit(self._root), urlsplit(href)
-            inside = (here.scheme, here.netloc) == (there.scheme, there.netloc)
-        else:
-            folder = Path(self._root).resolve().parent
-            inside = is_absolute_href(href) and Path(href).resolve().is_relative_to(folder)
-        if not inside:
-            raise GiveUp(
-                f"provider {self._provider.name}: its catalogue leads to another place, "
-                f"{href.split('?')[0][:120]!r}.",
-                failure="refused",
-            )
-
-    def _check_redirect(self, answer: requests.Response, *_: Any, **__: Any) -> None:
-        if not answer.is_redirect:
-            return
-        try:
-            self._check(urljoin(answer.url, answer.headers["location"]))
-        except GiveUp:
-            answer.close()  # nobody will read it, so its connection would stay open
-            raise
-
-    def _wait(self) -> None:
-        """Take the next turn at the provider's rate."""
-        with self._turn:
-            self.count += 1
-            now_s = time.monotonic()
-            at_s = max(now_s, self._next_at_s)
-            self._next_at_s = at_s + 1 / self._provider.requests_per_s
-        time.sleep(at_s - now_s)
+    `in` also for a single value: so the users of the Planetary Computer and of the USGS ask.
+    """
+    wanted: dict[str, Any] = {name: {"in": list(values)} for name, values in query.only}
+    return wanted | {name: {"lte": most} for name, most in query.at_most}
 
 
 def _interval(query: Query) -> str | None:
@@ -286,32 +283,3 @@ def _at_alternate(item: dict[str, Any], name: str) -> dict[str, Any]:
         href = other.get("href") if isinstance(other, dict) else None
         assets[key] = {**asset, "href": href} if href is not None else asset
     return {**item, "assets": assets}
-
-
-def _timed_out(error: BaseException | None) -> bool:
-    """Whether a time-out is behind an error, through what the layers of the client made of it."""
-    while error is not None:
-        if isinstance(error, urllib3.exceptions.NewConnectionError):
-            return False  # refused at once, though its class descends from time-outs
-        if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _explained(provider: Provider, error: APIError) -> TryAgain | GiveUp:
-    """Turn a client error into one of ours, by what the handler does about it."""
-    status = getattr(error, "status_code", None)
-    what = f"provider {provider.name}: catalogue request failed"
-    if status is None:
-        cause = error.__context__
-        if isinstance(cause, GiveUp):
-            return cause
-        failure = "timeout" if _timed_out(cause) else "connection"
-        return TryAgain(f"{what} ({failure}): {type(cause).__name__}.", failure=failure)
-    detail = f"{what} with status {status}: {' '.join(str(error).split())[:200]}"
-    if status in _PASSING:
-        return TryAgain(detail, failure="throttled" if status == 429 else "server-error")
-    if status in (401, 403):
-        return GiveUp(detail, failure="forbidden")
-    return GiveUp(detail, failure="gone" if status in (404, 410) else "refused")

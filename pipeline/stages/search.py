@@ -1,4 +1,4 @@
-"""Search: what to ask the catalogues, and what to make of their answers. Pure; asks nobody itself.
+"""Search: what to make of the catalogues' answers (`pipeline.stages.questions` asks). Pure.
 
 An item becomes a `Scene`, or an `Unusable` with a named reason: a catalogue's oddities never stop
 a run, and never pass in silence either.
@@ -7,18 +7,14 @@ a run, and never pass in silence either.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import shapely
 
-from pipeline.errors import RecipeError
 from pipeline.ports import Query
 from pipeline.products.catalogue import Product, ProviderFacts
-from pipeline.recipe import LoadedRecipe, Scenes
 from pipeline.records import Asset, Scene, Unusable
 from pipeline.stages.item import (
     Facts,
@@ -31,65 +27,14 @@ from pipeline.stages.item import (
     utm_of,
 )
 from pipeline.stages.newest import version_of
-from pipeline.stages.slots import is_wanted, slots_of
+from pipeline.stages.questions import facts_of
 from pipeline.stages.sun import sun_elevation_deg
 
-#: Edge of the areas by which locations are grouped, in degrees: a year of Sentinel-2 over one is
-#: a few thousand items.
-_AREA_DEG = 5
-#: Edge of the areas in which a region is searched: a month of EnMAP's whole archive is 7,000 items.
-_REGION_DEG = 30
-_Box = tuple[float, float, float, float]
-_WORLD: _Box = (-180.0, -90.0, 180.0, 90.0)
 #: What `normalise` calls an item that was not asked for.
 UNASKED = ("other-collection", "other-product", "outside-query")
 
 #: Bands of shorter wavelengths see the sun's light, those of longer ones the ground's own warmth.
 _SUNLIT_NM = 3000.0
-
-#: Providers without a search of their own.
-_READ_WHOLE = ("local", "static")
-
-
-def queries(
-    loaded: LoadedRecipe,
-    product_id: str,
-    locations: pa.Table | None,
-    *,
-    provider: str | None = None,
-) -> list[Query]:
-    """Return the questions to ask for one product: few, whatever the number of locations.
-
-    Parameters
-    ----------
-    loaded : LoadedRecipe
-    product_id : str
-    locations : pa.Table or None
-        Location rows. None where scenes come before cells: then the recipe's region is searched.
-    provider : str or None
-        Who is asked; None: the first that the recipe lists.
-
-    Returns
-    -------
-    list of Query
-        One for each area of 5 degrees that holds locations (its box shrunk to them) and each
-        calendar year of the wanted times; where a region is searched, one for each of its areas of
-        30 degrees and each month. A box never crosses the antimeridian. Folders and
-        static catalogues cannot search and are read whole: one for each span of wanted times. A
-        product that is not dated is asked for without times.
-    """
-    product = loaded.products[product_id]
-    provider = provider or loaded.wishes[product_id].providers[0]
-    collection = facts_of(product, provider).collection
-    whole = provider in _READ_WHOLE
-    spans: list[_Span] = (
-        [(None, None)] if product.temporal != "dated" else _spans(loaded, product_id)
-    )
-    if not whole:
-        months: Literal[1, 12] = 1 if locations is None else 12
-        spans = [piece for span in spans for piece in _pieces(*span, months)]
-    boxes = _boxes(loaded, None if whole else locations, whole=whole)
-    return [Query(product.id, collection, box, *span) for box in boxes for span in spans]
 
 
 def normalise(
@@ -129,103 +74,7 @@ def normalise(
         )
 
 
-# --- what to ask ---------------------------------------------------------------------------------
-
-_Span = tuple[datetime | None, datetime | None]
-
-
-def _spans(loaded: LoadedRecipe, product_id: str) -> list[_Span]:
-    """Return when scenes are wanted: the slots, widened for a follower, merged where they meet."""
-    margin = timedelta(days=loaded.wishes[product_id].within_days)
-    slots = [
-        slot
-        for slot in slots_of(loaded.recipe.slots, settling_days=0, cutoff=None)
-        if is_wanted(slot, loaded, product_id)
-    ]
-    merged: list[tuple[datetime, datetime]] = []
-    for start, end in sorted((slot.start - margin, slot.end + margin) for slot in slots):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return list(merged)
-
-
-def _pieces(
-    start: datetime | None, end: datetime | None, months: Literal[1, 12]
-) -> Iterator[_Span]:
-    """Cut a span at the ends of calendar months or years.
-
-    Some catalogues stop after 5,000 or 10,000 results; a year of Sentinel-2 over an area is 3,000
-    to 7,000, and every cut costs another page that is not full.
-    """
-    if start is None or end is None:
-        yield start, end
-        return
-    while start < end:
-        first = datetime(start.year, 1 if months == 12 else start.month, 1, tzinfo=UTC)
-        after = min(end, (first + timedelta(days=31 * months)).replace(day=1))
-        yield start, after
-        start = after
-
-
-def _boxes(
-    loaded: LoadedRecipe, locations: pa.Table | None, *, whole: bool
-) -> Iterator[_Box | None]:
-    if locations is None:
-        sample = loaded.recipe.sample
-        region = sample.region if isinstance(sample, Scenes) else None
-        if whole:
-            yield from [None] if region is None else _cut(region)
-            return
-        for part in _cut(region or _WORLD):
-            yield from _areas(part)
-        return
-    if not locations.num_rows:
-        return
-    bounds = shapely.bounds(shapely.from_wkb(locations.column("geometry").to_numpy()))
-    centres = np.stack([locations.column(name).to_numpy() for name in ("lon_deg", "lat_deg")], 1)
-    areas = np.floor((centres + np.array([180, 90])) / _AREA_DEG).astype(np.int64)
-    _, group = np.unique(areas @ np.array([1000, 1]), return_inverse=True)
-    low = np.full((group.max() + 1, 2), np.inf)
-    high = np.full_like(low, -np.inf)
-    np.minimum.at(low, group, bounds[:, :2])
-    np.maximum.at(high, group, bounds[:, 2:])
-    for (west, south), (east, north) in zip(low.tolist(), high.tolist(), strict=True):
-        yield from _cut((west, south, east, north))
-
-
-def _areas(region: _Box) -> Iterator[_Box]:
-    """Cut a region into areas of at most `_REGION_DEG`, from its south-western corner."""
-    west, south, east, north = region
-    for low in np.arange(south, north, _REGION_DEG).tolist():
-        for left in np.arange(west, east, _REGION_DEG).tolist():
-            yield left, low, min(left + _REGION_DEG, east), min(low + _REGION_DEG, north)
-
-
-def _cut(
-    region: _Box,
-) -> Iterator[_Box]:
-    """Cut a box that crosses the antimeridian (west > east) in two."""
-    west, south, east, north = region
-    if west <= east:
-        yield region
-        return
-    yield west, south, 180.0, north
-    yield -180.0, south, east, north
-
-
 # --- what to make of it --------------------------------------------------------------------------
-
-
-def facts_of(product: Product, provider: str) -> ProviderFacts:
-    """Return what a provider calls things of a product; `RecipeError` if it does not serve it."""
-    if provider not in product.providers:
-        raise RecipeError(
-            f"provider {provider!r} does not serve {product.id}; "
-            f"its product file knows: {', '.join(product.providers)}."
-        )
-    return product.providers[provider]
 
 
 def _scene(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,16 @@ import pystac_client
 import pytest
 
 from pipeline.ports import Query
+from pipeline.products.catalogue import load_product
+from pipeline.recipe import LoadedRecipe, Recipe
+from pipeline.records import Scene
+from pipeline.simulate.archive import make_archive
 from pipeline.simulate.faults import Faults
 from pipeline.simulate.server import ArchiveServer
 from pipeline.sources.providers import load_provider
 from pipeline.sources.stac import search_items
+from pipeline.stages.questions import queries
+from pipeline.stages.search import normalise
 
 SHELVES = [
     ("dlr", "ENMAP_HSI_L2A"),
@@ -143,3 +151,46 @@ def test_hrefs_lead_to_the_files(server: ArchiveServer) -> None:
 )
 def test_senseless_searches_are_refused(server: ArchiveServer, query: str) -> None:
     assert httpx.get(f"{server.url}/planetary-computer/search?{query}").status_code == 400
+
+
+def test_a_filter_brings_fewer_items_and_loses_none_that_is_wanted(
+    tmp_path: Path, orbits: dict[str, Any]
+) -> None:
+    """Three Landsats in one collection, as at the Planetary Computer: each product gets its own."""
+    products = ["landsat-etm-sr", "landsat-oli-sr"]
+    make_archive(
+        tmp_path / "archive",
+        products=products,
+        region=(15.02, 51.9, 15.03, 51.905),
+        start=date(2002, 4, 1),
+        end=date(2002, 6, 1),
+        orbits=orbits,
+    )
+    with ArchiveServer(tmp_path / "archive") as server:
+        simulated = load_provider("simulated", url=f"{server.url}/planetary-computer")
+        for key in products:
+            (asked, *_) = queries(wanting(key), key, None)
+            plain = replace(asked, only=())
+            few, many = (list(search_items(simulated, query)) for query in (asked, plain))
+            product = load_product(key)
+            rows = [normalise(item, product, "simulated", asked) for item in many]
+            wanted = {row.item for row in rows if isinstance(row, Scene)}
+            assert wanted == {item["id"] for item in few}
+            assert 0 < len(few) < len(many)
+
+
+def wanting(product: str) -> LoadedRecipe:
+    values = {
+        "name": "x",
+        "sample": {"strategy": "scenes", "product": product, "region": (15, 51, 16, 52)},
+        "cell": {"lattice": "landsat30", "size_px": 16},
+        "slots": {"kind": "all", "start": date(2002, 4, 1), "end": date(2002, 5, 1)},
+        "product": [{"id": product, "provider": "simulated", "url": "http://127.0.0.1:1"}],
+    }
+    return LoadedRecipe(Recipe.model_validate(values), Path())
+
+
+@pytest.mark.parametrize("query", ["[1]", '{"a": 1}', '{"a": {"like": "b"}}', '{"a": {"in": 1}}'])
+def test_filters_that_make_no_sense_are_refused(server: ArchiveServer, query: str) -> None:
+    url = f"{server.url}/planetary-computer/search"
+    assert httpx.get(url, params={"query": query}).status_code == 400

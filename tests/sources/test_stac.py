@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.errors import GiveUp, TryAgain
 from pipeline.ports import Query
 from pipeline.products.catalogue import load_product
 from pipeline.records import Unusable
+from pipeline.sources import stac_io
 from pipeline.sources.providers import Provider, load_provider
 from pipeline.sources.stac import Catalogue, search_items
 from pipeline.stages.search import normalise
@@ -52,9 +54,11 @@ def serving(handler: Callable[[Service], Handler]) -> Iterator[Service]:
             self.send_response(status)
             for name, value in {"Content-Type": "application/json", **headers}.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
+            if "Content-Length" not in headers:
+                self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
+            self.close_connection = "Content-Length" in headers
 
         do_GET = do_POST = answer
 
@@ -79,7 +83,14 @@ def at(service: Service, **changes: Any) -> Provider:
     return load_provider("simulated", url=service.url).model_copy(update=changes)
 
 
-def landing(service: Service, *, methods: tuple[str, ...] = ("GET", "POST")) -> dict[str, Any]:
+@pytest.fixture(autouse=True)
+def no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stac_io, "FIRST_PAUSE_S", 0.01)
+
+
+def landing(
+    service: Service, *, methods: tuple[str, ...] = ("GET", "POST"), filters: bool = False
+) -> dict[str, Any]:
     search = [
         {
             "rel": "search",
@@ -94,7 +105,10 @@ def landing(service: Service, *, methods: tuple[str, ...] = ("GET", "POST")) -> 
         "id": "test",
         "description": "A catalogue on loopback",
         "stac_version": "1.0.0",
-        "conformsTo": ["https://api.stacspec.org/v1.0.0/core"],
+        "conformsTo": [
+            "https://api.stacspec.org/v1.0.0/core",
+            *(["https://api.stacspec.org/v1.0.0/item-search#query"] if filters else []),
+        ],
         "links": [{"rel": "root", "href": service.url}, *search],
     }
 
@@ -122,14 +136,19 @@ def ids(items: Iterator[dict[str, Any]]) -> list[str]:
     return [item["id"] for item in items]
 
 
-def searching(pages: Callable[[Service, Any], dict[str, Any]]) -> Callable[[Service], Handler]:
+def searching(
+    pages: Callable[[Service, Any], Any], *, filters: bool = False
+) -> Callable[[Service], Handler]:
     """Make a service whose landing page is fixed and whose searches `pages` answers."""
 
     def handler(service: Service) -> Handler:
         def handle(method: str, path: str, body: Any) -> tuple[int, dict[str, str], Any]:
             if path == "/":
-                return 200, {}, landing(service)
-            return 200, {}, pages(service, body)
+                return 200, {}, landing(service, filters=filters)
+            if path == "/collections":
+                return 200, {}, {"collections": [{"id": "c"}, {"id": "d"}], "links": []}
+            answer = pages(service, body)
+            return answer if isinstance(answer, tuple) else (200, {}, answer)
 
         return handle
 
@@ -224,6 +243,63 @@ def test_an_empty_last_page_ends_it_and_pages_in_a_circle_do_too() -> None:
     with serving(searching(circle)) as service:
         assert ids(search_items(at(service), QUERY)) == ["i0", "i1", "i2"]
         assert len(service.asked) <= 10
+
+
+# --- filters -------------------------------------------------------------------------------------
+
+FILTER = {"platform": {"in": ["landsat-8", "landsat-9"]}, "eo:cloud_cover": {"lte": 40.0}}
+FILTERED = replace(
+    QUERY,
+    only=(("platform", ("landsat-8", "landsat-9")),),
+    at_most=(("eo:cloud_cover", 40.0),),
+)
+
+
+def filters_asked(service: Service) -> list[Any]:
+    return [body.get("query") for method, _, body in service.asked if method == "POST"]
+
+
+def test_a_catalogue_that_can_filter_does_and_no_other_is_asked_to() -> None:
+    for filters, asked in ((True, FILTER), (False, None)):
+        with serving(searching(lambda *_: page(["i0"]), filters=filters)) as service:
+            assert ids(search_items(at(service), FILTERED)) == ["i0"]
+            assert filters_asked(service) == [asked]
+
+
+def test_a_refused_filter_is_left_out() -> None:
+    def pages(service: Service, body: Any) -> Any:
+        return (400, {}, {"description": "no `in`"}) if "query" in body else page(["i0"])
+
+    with serving(searching(pages, filters=True)) as service:
+        with Catalogue(at(service)) as catalogue:
+            assert ids(catalogue.search(FILTERED)) == ["i0"]
+            assert ids(catalogue.search(FILTERED)) == ["i0"]
+        assert filters_asked(service) == [FILTER, None, None]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_words_that_the_catalogue_does_not_know_hide_nothing(known: bool) -> None:
+    """Nothing comes with the filter; without it, items show whether they have such words."""
+
+    def pages(service: Service, body: Any) -> dict[str, Any]:
+        answer = page([] if "query" in body else ["i0"])
+        if known and answer["features"]:
+            answer["features"][0]["properties"] = {"platform": "landsat-7", "eo:cloud_cover": 1}
+        return answer
+
+    with serving(searching(pages, filters=True)) as service:
+        with Catalogue(at(service)) as catalogue:
+            assert ids(catalogue.search(FILTERED)) == ["i0"]
+            assert ids(catalogue.search(FILTERED)) == ([] if known else ["i0"])
+        assert filters_asked(service) == [FILTER, None, FILTER if known else None]
+
+
+def test_a_collection_that_is_not_there_is_named() -> None:
+    with serving(searching(lambda *_: page([]))) as service:
+        assert ids(search_items(at(service), QUERY)) == []
+        with pytest.raises(GiveUp, match="no collection 'e'; it has: c, d") as error:
+            list(search_items(at(service), replace(QUERY, collection="e")))
+        assert error.value.failure == "gone"
 
 
 # --- recorded services ---------------------------------------------------------------------------
@@ -367,11 +443,70 @@ def test_failures_have_a_class(status: int, kind: type[TryAgain | GiveUp], failu
     assert error.value.failure == failure
 
 
+TWO_PAGES = [page(["i0", "i1"]), page(["i2"])]
+BROKEN = {
+    "half": (200, {"Content-Length": "900"}, b'{"type": "FeatureCollection", "feat'),
+    "no-json": (200, {}, b'{"type": "FeatureCollection", "features": [{"id": "i9"}'),
+    "web-page": (200, {"Content-Type": "text/html"}, b"<!DOCTYPE html><html>Log in</html>"),
+    "no-text": (200, {}, b"\xff\xfe\x00"),
+    "no-gzip": (200, {"Content-Encoding": "gzip"}, b"plain"),
+}
+
+
+def breaking(kind: str, *, times: int) -> Callable[[Service], Handler]:
+    """Break the second page so often."""
+    left = [times]
+
+    def pages(service: Service, body: Any) -> Any:
+        if "next" not in body:
+            link = {
+                "rel": "next",
+                "method": "POST",
+                "href": f"{service.url}/search?sig=secret",
+                "body": {"next": 1},
+            }
+            return {**TWO_PAGES[0], "links": [link]}
+        left[0] -= 1
+        return BROKEN[kind] if left[0] >= 0 else TWO_PAGES[1]
+
+    return searching(pages)
+
+
+@pytest.mark.parametrize("kind", sorted(BROKEN))
+def test_a_broken_page_is_asked_for_again_and_leaves_nothing(kind: str) -> None:
+    with serving(breaking(kind, times=2)) as service:
+        assert ids(search_items(at(service), QUERY)) == ["i0", "i1", "i2"]
+        assert len(service.asked) == 1 + 1 + 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "failure"),
+    [
+        ("half", TryAgain, "short-read"),
+        ("no-json", GiveUp, "corrupt"),
+        ("web-page", GiveUp, "corrupt"),
+    ],
+)
+def test_a_page_that_stays_broken_is_named(
+    kind: str, expected: type[TryAgain | GiveUp], failure: str
+) -> None:
+    with serving(breaking(kind, times=99)) as service:
+        with pytest.raises(expected) as error:
+            list(search_items(at(service), QUERY))
+        assert len(service.asked) == 1 + 1 + 5
+    text = str(error.value)
+    assert error.value.failure == failure
+    assert f"provider simulated: page 2 of a search at {service.url}/search" in text
+    assert "5 times" in text
+    assert "secret" not in text
+
+
 @pytest.mark.parametrize(
     "answer",
     [
         b"<!DOCTYPE html><html>Please log in</html>",
         b"[]",
+        b'{"code": 500, "description": "sorry"}',
         b'{"features": "many"}',
         b'{"features": [1, 2]}',
         b'{"features": [{}]}',

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,8 @@ from pipeline.products.catalogue import load_product
 from pipeline.recipe import LoadedRecipe, Recipe
 from pipeline.records import Scene, Unusable
 from pipeline.stages.newest import deduplicate, version_of
-from pipeline.stages.search import normalise, queries
+from pipeline.stages.questions import queries
+from pipeline.stages.search import normalise
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="real data (../shared/data) not here")
@@ -408,6 +410,42 @@ def test_years_are_asked_apart_around_locations_and_months_over_regions() -> Non
     boxes = {query.bbox for query in world if query.bbox is not None}
     assert (len(boxes), len(world)) == (72, 72 * 3)
     assert sum((e - w) * (n - s) for w, s, e, n in boxes) == 360 * 180
+
+
+@pytest.mark.parametrize(
+    ("product", "provider", "only"),
+    [
+        ("landsat-oli-sr", "usgs", {"platform": ("LANDSAT_8", "LANDSAT_9")}),
+        ("landsat-etm-sr", "planetary-computer", {"platform": ("landsat-7",)}),
+        ("sentinel-1-rtc", "planetary-computer", {"sar:instrument_mode": ("IW",)}),
+        ("sentinel-2-l2a", "copernicus", {}),
+    ],
+)
+def test_what_tells_products_of_a_collection_apart_is_asked_for(
+    product: str, provider: str, only: dict[str, tuple[str, ...]]
+) -> None:
+    if product.startswith("landsat"):
+        only = {**only, "landsat:collection_category": ("T1",)}
+    wish: dict[str, Any] = {"id": product, "provider": provider}
+    asked = queries(recipe(MONTHS, **wish), product, None)
+    assert {query.only for query in asked} == {tuple(only.items())}
+    names = load_product(product).providers[provider].only
+    for source, values in only.items():
+        assert all(re.fullmatch(names[source], value) for value in values)
+
+
+def test_a_cloud_limit_is_asked_for_with_some_way_above_it_unless_scenes_are_counted() -> None:
+    wish: dict[str, Any] = {
+        "id": "sentinel-2-l2a",
+        "provider": "earth-search",
+        "max_cloud_percent": 20,
+    }
+    limited = recipe(MONTHS, **wish)
+    asked = queries(limited, "sentinel-2-l2a", None)
+    assert {query.at_most for query in asked} == {(("eo:cloud_cover", 40.0),)}
+    counted = queries(limited, "sentinel-2-l2a", None, all_weathers=True)
+    high = queries(recipe(MONTHS, **(wish | {"max_cloud_percent": 80})), "sentinel-2-l2a", None)
+    assert {query.at_most for query in [*counted, *high]} == {()}
 
 
 def test_windows_that_meet_are_asked_once_and_followers_ask_wider() -> None:
