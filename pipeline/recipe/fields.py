@@ -16,6 +16,25 @@ from pipeline.recipe.training import Evaluate, Pretrain
 class _Sample(Strict):
     count: int = Field(default=1000, ge=1, json_schema_extra=EXTENT)
     """How many locations are wanted. More of them never move the earlier ones."""
+    complete: bool = False
+    """Whether they must be complete, every product in every slot: then more are drawn, in rounds,
+    until `count` are, and a version holds the first `count` complete ones."""
+    max_draws: int | None = Field(default=None, ge=1, json_schema_extra=EXTENT)
+    """With `complete`: draws made at most, over all rounds; None: 10 times `count`."""
+
+    def draws_allowed(self) -> int:
+        """Return how many draws may be made in all, where places must be complete."""
+        return 10 * self.count if self.max_draws is None else self.max_draws
+
+    @model_validator(mode="after")
+    def _limited(self) -> Self:
+        if self.max_draws is not None and not self.complete:
+            raise ValueError("has `max_draws`, which belongs to `complete = true`")
+        if self.max_draws is not None and self.max_draws < self.count:
+            raise ValueError(
+                f"`max_draws` {self.max_draws} cannot give `count` {self.count} locations"
+            )
+        return self
 
 
 class Cities(_Sample):
@@ -317,6 +336,14 @@ class Recipe(Strict):
                 )
             self._slots_exist(wish)
             self._comparable(wish)
+        if (
+            isinstance(self.sample, _Sample)
+            and self.sample.complete
+            and isinstance(self.slots, All)
+        ):
+            raise ValueError(
+                '`sample.complete` needs slots of a known number; `slots.kind = "all"` has none'
+            )
         if isinstance(self.sample, Scenes) and self.sample.product not in ids:
             raise ValueError(
                 f"`sample.product` {self.sample.product!r} is not one of: {', '.join(ids)}"

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.errors import RecipeError
 from pipeline.ports import Engine, ObjectStore
 from pipeline.recipe import LoadedRecipe
+from pipeline.stages.complete import to_complete
 from pipeline.watch.progress import Progress
 
 
@@ -23,6 +24,8 @@ def run_everything(
     progress: Progress,
 ) -> Iterator[tuple[str, Any]]:
     """Yield (stage, report) after each stage.
+
+    Where locations must be complete, the stages up to `extract` follow one another in rounds.
 
     Parameters
     ----------
@@ -41,12 +44,37 @@ def run_everything(
         raise RecipeError(
             f"recipe {loaded.name} has no stage {until!r}; its stages are: {', '.join(stages)}."
         )
-    for stage in stages:
-        report = _run(stage, loaded, store, engine, cutoff, device, progress)
+
+    def run(stage: str, newest: int | None = None) -> tuple[str, Any]:
+        report = _run(stage, loaded, store, engine, cutoff, device, progress, newest)
         progress.finish()
-        yield stage, report
+        return stage, report
+
+    for stage in stages:
+        done = run(stage)
+        yield done
+        if stage == "extract" and to_complete(loaded):
+            yield from _rounds(stages[: stages.index(stage) + 1], run)
         if stage == until:
             return
+
+
+def _rounds(
+    stages: tuple[str, ...], run: Callable[[str, int | None], tuple[str, Any]]
+) -> Iterator[tuple[str, Any]]:
+    """Run the stages up to `extract` again and again, until `sample` draws no new location.
+
+    Catalogues are asked about the new ones alone.
+    """
+    while True:
+        new = None
+        for stage in stages:
+            done = run(stage, new)
+            yield done
+            if stage == "sample":
+                new = done[1].new
+                if not new:
+                    return
 
 
 def _run(
@@ -57,6 +85,7 @@ def _run(
     cutoff: datetime | None,
     device: str,
     progress: Progress,
+    newest: int | None,
 ) -> Any:
     if stage == "sample":
         from pipeline.run.sample import run_sample
@@ -65,7 +94,7 @@ def _run(
     if stage == "search":
         from pipeline.run.search import run_search
 
-        return run_search(loaded, store)
+        return run_search(loaded, store, newest=newest)
     if stage == "plan":
         from pipeline.run.plan import run_plan
 

@@ -16,11 +16,12 @@ from pipeline.ports import ObjectStore
 from pipeline.raster.statistics import Moments, merge
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import IndexRow, Location
+from pipeline.stages.complete import published, standing, to_complete
 from pipeline.stages.publish import PARTS, Places, describe, make_index, sum_moments
 from pipeline.stages.residual import residuals, responses
 from pipeline.store import layout
 from pipeline.store.commit import newest, read_commit
-from pipeline.store.ledger import dataset_digest, tally
+from pipeline.store.ledger import dataset_digest, states, tally
 from pipeline.store.shard import ArraySpec
 from pipeline.store.tables import create_same, encode_table, fit, read_all
 from pipeline.store.version import ShardEntry, Version, numbers, read_version
@@ -41,6 +42,8 @@ class PublishReport:
     """Product to part of the split to number of patches."""
     pending: int
     """Wanted patches whose shards were never built: they are not in the version."""
+    left_out: int
+    """Locations that are not in the version because the recipe wants complete ones, and so many."""
     dataset_digest: str
 
 
@@ -76,7 +79,8 @@ def run_publish(loaded: LoadedRecipe, store: ObjectStore) -> PublishReport:
     layout.claim(store, loaded)
     locations = read_all(store, layout.LOCATIONS, Location)
     places = Places(locations, loaded.recipe.split, loaded.recipe.seed)
-    gathered = _gather(loaded, store, revisions, places)
+    kept = _complete(loaded, store, locations)
+    gathered = _gather(loaded, store, revisions, places, kept)
     index = make_index(pa.concat_tables(gathered.written), places, [*loaded.products])
     files = {
         _INDEX: encode_table(fit(index, IndexRow, name=_INDEX)),
@@ -87,7 +91,8 @@ def run_publish(loaded: LoadedRecipe, store: ObjectStore) -> PublishReport:
         name=loaded.name,
         identity=loaded.identity,
         dataset_digest=dataset_digest(store, revisions),
-        counts=_counts(store, index),
+        counts=_counts(store, index)
+        | {"left_out": 0 if kept is None else locations.num_rows - len(kept)},
         specs={p: gathered.specs[p] for p in loaded.products if p in gathered.specs},
         shards=tuple(gathered.shards),
         files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
@@ -100,13 +105,40 @@ def run_publish(loaded: LoadedRecipe, store: ObjectStore) -> PublishReport:
         locations=version.counts["locations"],
         patches=version.counts["patches"],
         pending=version.counts["pending"],
+        left_out=version.counts["left_out"],
         dataset_digest=version.dataset_digest,
     )
 
 
+def _complete(loaded: LoadedRecipe, store: ObjectStore, locations: pa.Table) -> pa.Array | None:
+    """Return the locations that a recipe of complete ones publishes; None of another recipe.
+
+    Raises
+    ------
+    RecipeError
+        None is complete yet.
+    """
+    strategy = to_complete(loaded)
+    if strategy is None:
+        return None
+    now = standing(loaded, locations, states(store))
+    if not len(now.complete):
+        raise RecipeError(
+            f"{store.url} has no complete location: of {locations.num_rows}, {now.incomplete} lack "
+            f"a patch and {now.open} are not done; recipe {loaded.name} has "
+            "`sample.complete = true`. `terrashard status` says why patches were rejected."
+        )
+    return published(now, locations, strategy.count)
+
+
 def _gather(
-    loaded: LoadedRecipe, store: ObjectStore, revisions: dict[str, int], places: Places
+    loaded: LoadedRecipe,
+    store: ObjectStore,
+    revisions: dict[str, int],
+    places: Places,
+    kept: pa.Array | None,
 ) -> _Gathered:
+    """Go through all commits; of locations that are not `kept` (None: all are) nothing is kept."""
     gathered = _Gathered()
     for shard, revision in sorted(revisions.items()):
         commit = read_commit(store, shard, revision)
@@ -116,14 +148,16 @@ def _gather(
         entry = ShardEntry.of(commit, record)
         gathered.shards.append(entry)
         rows = commit.ledger.filter(pc.equal(commit.ledger["state"], "written"))
+        if kept is not None:
+            rows = rows.filter(pc.is_in(rows["location"], kept))
         columns = {
             "shard": pa.array([entry.name] * rows.num_rows, "string"),
             "residual": _residual(loaded, rows),
         }
-        kept = rows.drop_columns([*_LISTS])
+        short = rows.drop_columns([*_LISTS])
         for name, column in columns.items():
-            kept = kept.append_column(name, column)
-        gathered.written.append(kept)
+            short = short.append_column(name, column)
+        gathered.written.append(short)
         for product, spec in commit.specs.items():
             _add_spec(gathered, product, spec)
             _add_moments(gathered, product, rows, places)

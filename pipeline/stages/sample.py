@@ -85,7 +85,11 @@ def sample(
 
 
 def take(
-    loaded: LoadedRecipe, *, scenes: pa.Table | None = None, known: pa.Table | None = None
+    loaded: LoadedRecipe,
+    *,
+    scenes: pa.Table | None = None,
+    known: pa.Table | None = None,
+    count: int | None = None,
 ) -> Sampled:
     """Find the locations of a recipe that are not known yet.
 
@@ -99,6 +103,9 @@ def take(
         Rows of `Scene`; the strategy `scenes` tiles them, the others do not look at them.
     known : pa.Table or None
         The locations that the root has already: all rows that earlier calls returned.
+    count : int or None
+        How many locations there shall be, known ones included, of a strategy that draws; None: the
+        recipe's `count`. Fewer are found where the recipe's `max_draws` ends the search.
 
     Raises
     ------
@@ -110,7 +117,7 @@ def take(
     before, last = _known_keys(known, loaded)
     match strategy:
         case Cities() | Uniform():
-            return _draw(strategy, loaded, before, last)
+            return _draw(strategy, loaded, before, last, strategy.count if count is None else count)
         case Points():
             return _snap_points(strategy, loaded, before)
         case Grid():
@@ -123,10 +130,12 @@ def take(
 # --- strategies that draw --------------------------------------------------------------------
 
 
-def _draw(strategy: Cities | Uniform, loaded: LoadedRecipe, before: Ints, last: int) -> Sampled:
-    """Draw until `count` cells are taken, known ones included."""
-    taken, missing = before, strategy.count - len(before)
-    start, lost, parts = last + 1, 0, []
+def _draw(
+    strategy: Cities | Uniform, loaded: LoadedRecipe, before: Ints, last: int, count: int
+) -> Sampled:
+    """Draw until `count` cells are taken, known ones included, or `max_draws` are made."""
+    taken, missing = before, count - len(before)
+    start, lost, parts, made = last + 1, 0, [], 0
     for first, draws in _batches(strategy, loaded, start, missing):
         cells = _snap(draws.lon_deg, draws.lat_deg, loaded)
         usable = cells.admissible()
@@ -137,27 +146,31 @@ def _draw(strategy: Cities | Uniform, loaded: LoadedRecipe, before: Ints, last: 
         names = [draws.names[k] for k in draws.stratum[new].tolist()]
         parts.append(_Taken(cells[new], first + new, names))
         taken = np.union1d(taken, cells.keys()[new])
+        made = first + stop - start
         if not missing:
-            return Sampled(_table(parts), first + stop - start, lost)
-    if missing > 0:
+            break
+    if missing > 0 and not strategy.complete:
         raise RecipeError(
-            f"recipe {loaded.name}: `sample.count` is {strategy.count}, but {len(taken)} different "
-            f"cells are all that {_patience(strategy.count):,} draws found; ask for fewer, or "
+            f"recipe {loaded.name}: `sample.count` is {count}, but {len(taken)} different "
+            f"cells are all that {_patience(count):,} draws found; ask for fewer, or "
             "widen the region or the spread."
         )
-    return Sampled(_table([]), 0, 0)
+    return Sampled(_table(parts), made, lost)
 
 
 def _batches(
     strategy: Cities | Uniform, loaded: LoadedRecipe, start: int, missing: int
 ) -> Iterator[tuple[int, Draws]]:
-    """Yield batches of draws with the index of their first, until patience ends."""
+    """Yield batches of draws with the index of their first, until patience or `max_draws` ends."""
     if missing <= 0:
         return
     draw = drawer_of(strategy, loaded.recipe.seed)
     size = min(_BATCH, 2 * missing + 1024)
-    for first in range(start, start + _patience(strategy.count), size):
-        yield first, draw(first, size)
+    stop = start + _patience(strategy.count)
+    if strategy.complete:
+        stop = min(stop, strategy.draws_allowed())
+    for first in range(start, stop, size):
+        yield first, draw(first, min(size, stop - first))
 
 
 def _patience(count: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -54,6 +54,31 @@ def tally(store: ObjectStore) -> Tally:
         A ledger names a patch that its plan does not, names one twice, or leaves one out.
     """
     result = Tally()
+    for planned, ledger in _latest(store):
+        _count(result, planned.num_rows, ledger)
+    return result
+
+
+def states(store: ObjectStore) -> pa.Table:
+    """Return what became of every wanted patch: columns of `KEY` and `state`, null if pending.
+
+    Raises
+    ------
+    IntegrityError
+        As for `tally`.
+    """
+    schema = pa.schema([(name, pa.string()) for name in (*KEY, "state")])
+    parts = [schema.empty_table()]
+    for planned, ledger in _latest(store):
+        parts.append(ledger.select(schema.names).cast(schema))
+        pending = planned.select(KEY).join(ledger.select(KEY), KEY, join_type="left anti")
+        rows = pending.append_column("state", pa.nulls(pending.num_rows, pa.string()))
+        parts.append(rows.cast(schema))
+    return pa.concat_tables(parts)
+
+
+def _latest(store: ObjectStore) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Yield each plan's patches that no later plan names, and the ledger of those committed."""
     revisions = newest(store)
     plans = plan_numbers(store)
     later: pa.Table | None = None
@@ -62,14 +87,13 @@ def tally(store: ObjectStore) -> Tally:
         mine = {s: r for s, r in revisions.items() if layout.parse_shard(s)[0] == number}
         ledger = _ledger(store, mine)
         check_adds_up(planned, ledger, mine, plan=number)
+        keys = planned.select(KEY)
         if later is not None:
             planned = planned.join(later, KEY, join_type="left anti")
             ledger = ledger.join(later, KEY, join_type="left anti")
-        _count(result, planned.num_rows, ledger)
+        yield planned, ledger
         if number != plans[0]:
-            keys = planned.select(KEY)
             later = keys if later is None else pa.concat_tables([later, keys])
-    return result
 
 
 def check_adds_up(
