@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pipeline.ports import ObjectStore
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Location, Scene
+from pipeline.stages.complete import Standing, standing, to_complete
 from pipeline.store import layout
 from pipeline.store.commit import newest
-from pipeline.store.ledger import plan_numbers, tally
+from pipeline.store.ledger import plan_numbers, states, tally
 from pipeline.store.tables import read_all
 from pipeline.store.version import numbers
 from pipeline.watch.tell import Line, align
@@ -23,6 +24,8 @@ class Status:
 
     url: str
     locations: int
+    complete: Standing | None
+    """How many of them have every wanted patch; None: the recipe does not ask for that."""
     scenes: int
     plans: int
     shards: int
@@ -45,7 +48,15 @@ class Status:
 
     def _lines(self) -> Iterator[Line]:
         yield Line("root", self.url)
-        for label in ("locations", "scenes", "plans", "versions"):
+        yield Line("locations", f"{self.locations:,}")
+        if self.complete is not None:
+            now = self.complete
+            yield Line(
+                "complete", f"{len(now.complete):,}", "of all products in all slots", depth=1
+            )
+            yield Line("incomplete", f"{now.incomplete:,}", "left out of versions", depth=1)
+            yield Line("open", f"{now.open:,}", depth=1)
+        for label in ("scenes", "plans", "versions"):
             yield Line(label, f"{getattr(self, label):,}")
         yield Line("shards", f"{self.shards:,}", f"planned, {self.committed:,} committed")
         yield Line(
@@ -83,9 +94,11 @@ def run_status(loaded: LoadedRecipe, store: ObjectStore) -> Status:
     layout.is_claimed(store, loaded)
     plans = plan_numbers(store)
     counts = tally(store)
+    locations = read_all(store, layout.LOCATIONS, Location, ["location"])
     return Status(
         url=store.url,
-        locations=read_all(store, layout.LOCATIONS, Location, ["location"]).num_rows,
+        locations=locations.num_rows,
+        complete=standing(loaded, locations, states(store)) if to_complete(loaded) else None,
         scenes=read_all(store, layout.SCENES, Scene, ["scene"]).num_rows,
         plans=len(plans),
         shards=sum(layout.read_json(store, layout.plan_header(p))["shards"] for p in plans),

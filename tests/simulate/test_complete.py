@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.errors import RecipeError
 from pipeline.recipe import LoadedRecipe, Recipe
 from pipeline.records import Location
 from pipeline.run.everything import run_everything
+from pipeline.run.status import run_status
 from pipeline.simulate.server import ArchiveServer
 from pipeline.stages.complete import Standing, more, published, standing, wanted_patches
 from pipeline.store import layout
@@ -85,6 +87,9 @@ def test_rounds_end_with_the_first_complete_places(server: ArchiveServer, tmp_pa
     assert index.num_rows == 2 * WANTED
     assert done[-1][1].locations == WANTED
     assert done[-1][1].left_out == rounds[-1].total - WANTED
+
+    said = str(run_status(loaded, store))
+    assert re.search(rf"complete +{rounds[-1].complete}\b", said)
 
     again, _ = run(loaded)
     assert [report.new for stage, report in again if stage == "sample"] == [0, 0]
