@@ -201,7 +201,8 @@ def hurried() -> Iterator[None]:
         mock.patch.dict(providers(), {"simulated": quick}),
         mock.patch("pipeline.sources.limits.FIRST_PAUSE_S", PAUSE_S),
         mock.patch("pipeline.sources.limits.FAILURES_IN_A_ROW", FAILURES_IN_A_ROW),
-        mock.patch("pipeline.sources.stac._LONGEST_PAUSE_S", PAUSE_S),
+        mock.patch("pipeline.sources.stac_io._LONGEST_PAUSE_S", PAUSE_S),
+        mock.patch("pipeline.sources.stac_io.FIRST_PAUSE_S", PAUSE_S),
     ):
         yield
 

@@ -33,6 +33,8 @@ Fault = Literal[
     "wrong-length",
     "duplicated-page",
     "reordered-page",
+    "truncated-page",
+    "no-json",
     "html",
     "missing",
     "forbidden",
@@ -43,7 +45,8 @@ Fault = Literal[
 `server-error`: 503; `internal-error`: 500; `reset`: the connection closes without an answer,
 `stalled`: after a long silence; `truncated`: fewer bytes than announced; `wrong-length`: a shorter
 range than was asked for, and so announced; `duplicated-page`: the page before comes once more;
-`reordered-page`: its items come in another order; `html`: a login page with status 200 (as DLR
+`reordered-page`: its items come in another order; `truncated-page`: half of it, as announced for
+all of it; `no-json`: half of it, announced as such; `html`: a login page with status 200 (as DLR
 answers without credentials); `missing`: 404; `forbidden`: 403; `expired`: 403 as Azure answers to
 an old signature; `corrupt`: a changed byte at the head of a compressed block, always the same one
 of a file (GDAL overlooks some changes further inside: `pipeline.raster.blocks`)."""
@@ -54,8 +57,11 @@ _BOTH: tuple[Fault, ...] = (
 )
 #: Passing faults of files and of pages: a client gets over them by asking again.
 OF_FILES: tuple[Fault, ...] = (*_BOTH, "truncated", "wrong-length")
-OF_PAGES: tuple[Fault, ...] = (*_BOTH, "duplicated-page", "reordered-page")
-PASSING: tuple[Fault, ...] = (*OF_FILES, "duplicated-page", "reordered-page")
+BROKEN_PAGES: tuple[Fault, ...] = ("duplicated-page", "reordered-page", "truncated-page", "no-json")
+OF_PAGES: tuple[Fault, ...] = (*_BOTH, *BROKEN_PAGES)
+#: The same of signed addresses: who signs gets over it, others do not. Met on demand only.
+OF_SIGNED: tuple[Fault, ...] = ("expired",)
+PASSING: tuple[Fault, ...] = (*OF_FILES, *BROKEN_PAGES)
 
 ItemFault = Literal["footprint", "missing-asset"]
 """`footprint`: the item claims ground half its width to the east of what was seen;
@@ -121,7 +127,7 @@ class FaultDice:
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
-        self._of_files = tuple(kind for kind in faults.kinds if kind in OF_FILES)
+        self._of_files = tuple(kind for kind in faults.kinds if kind in (*OF_FILES, *OF_SIGNED))
         self._of_pages = tuple(kind for kind in faults.kinds if kind in OF_PAGES)
         self._asked: Counter[tuple[str, str]] = Counter()
         self._in_a_row: Counter[tuple[str, str]] = Counter()

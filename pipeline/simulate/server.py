@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pipeline.errors import RecipeError
 from pipeline.simulate.catalogue import Answer, Catalogue
-from pipeline.simulate.faults import Fault, FaultDice, Faults, corrupt_place
+from pipeline.simulate.faults import BROKEN_PAGES, Fault, FaultDice, Faults, corrupt_place
 from pipeline.simulate.guards import TOKENS, token, verdict
 from pipeline.simulate.ranges import Unsatisfiable, parse_ranges
 from pipeline.simulate.wishes import Refused
@@ -184,9 +184,16 @@ class _Handler(BaseHTTPRequestHandler):
         archive = self.server.archive
         asked = json.dumps([method, query, body], sort_keys=True)
         fault = self._late(archive.dice.throw_page(path, asked))
-        if fault in (None, "duplicated-page", "reordered-page"):
+        if fault in (None, *BROKEN_PAGES):
             answer = archive.answer(method, path, query, body, fault)
-            self._send(HTTPStatus.OK, answer.data(), answer.media_type)
+            data, kind = answer.data(), answer.media_type
+            if fault == "truncated-page":
+                self._head(HTTPStatus.OK, kind, len(data), {})
+                self.wfile.write(data[: len(data) // 2])
+                self.close_connection = True
+            else:
+                half = fault == "no-json"
+                self._send(HTTPStatus.OK, data[: len(data) // 2] if half else data, kind)
         else:
             self._fail(fault)
 

@@ -35,6 +35,8 @@ _MOST_REDIRECTS = 5
 _CONNECT_S = 10.0
 #: Slower than this, a transfer counts as stuck, however often a byte arrives.
 _LEAST_BYTES_PER_S = 50_000
+#: So much of an error's text is looked at.
+_ERROR_BYTES = 4096
 #: Files of servers that ignore ranges are kept whole on disk, so many, none longer than this.
 _WHOLE_KEPT = 2
 _MOST_WHOLE_BYTES = 8 * 2**30
@@ -96,11 +98,27 @@ class HttpDoor:
         weakref.finalize(self, _let_go, self._client, self._whole)
 
     def fetch(self, href: str, start: int, stop: int) -> Answer:
-        """Make one request for the bytes [start, stop), redirects included."""
+        """Make one request for the bytes [start, stop), redirects included.
+
+        Where a signature is no longer good, a new one is got and the request made once more.
+        """
+        if self._signer is None:
+            return self._fetch(href, href, start, stop)
+        signed = self._signer.sign(href)
+        try:
+            return self._fetch(href, signed, start, stop)
+        except _SignatureRefused:
+            self._signer.forget(href, signed)
+            return self._fetch(href, self._signer.sign(href), start, stop)
+
+    def _fetch(self, href: str, place: str, start: int, stop: int) -> Answer:
+        """Make the request at a place, which is the address or that with a signature."""
         headers = {"Range": f"bytes={start}-{stop - 1}"}
-        with explained(href), self._follow(href, headers) as response:
+        with explained(href), self._follow(href, place, headers) as response:
             if response.status_code == 416:
                 return _empty(href, response)
+            if response.status_code == 403 and self._signer is not None:
+                _refuse_signature(href, response)
             _refuse_status(href, response)
             _refuse_page(href, response)
             if response.status_code == 206:
@@ -108,10 +126,9 @@ class HttpDoor:
             return self._keep_whole(href, response, start, stop)
 
     @contextmanager
-    def _follow(self, href: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+    def _follow(self, href: str, place: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
         """Open a streamed GET, going where it is sent if that is an allowed address."""
         own_host = urlsplit(href).netloc
-        place = self._signer.sign(href) if self._signer else href
         for _ in range(_MOST_REDIRECTS + 1):
             auth = None
             if self._provider.auth == "basic" and urlsplit(place).netloc == own_host:
@@ -237,6 +254,23 @@ def _refuse_page(href: str, response: httpx.Response) -> None:
     if "html" in kind:
         raise GiveUp(
             f"{named(href)}: a page of type {kind[:40]} came, not an image.", failure="not-an-image"
+        )
+
+
+class _SignatureRefused(GiveUp):
+    """A server says that a signature is not, or no longer, good."""
+
+
+def _refuse_signature(href: str, response: httpx.Response) -> None:
+    """Raise if Azure's answer says that it is about the signature, in its header or its text."""
+    said = response.headers.get("x-ms-error-code", "")
+    if not said:
+        said = next(response.iter_raw(_ERROR_BYTES), b"").decode(errors="replace")
+    if "AuthenticationFailed" in said:
+        raise _SignatureRefused(
+            f"{named(href)}: its signature was refused (status 403), and a new one as well; is the "
+            "clock of this machine right?",
+            failure="forbidden",
         )
 
 

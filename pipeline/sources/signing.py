@@ -45,16 +45,22 @@ class PlanetaryComputer:
 
     def sign(self, href: str) -> str:
         """Return the address with a signature in its query."""
-        parts = urlsplit(href)
-        account = (parts.hostname or "").split(".")[0]
-        container = parts.path.lstrip("/").split("/")[0]
-        place = f"{account}/{container}"
+        place = _place(href)
         with self._lock:
             token, expires = self._tokens.get(place, ("", 0.0))
             if time.time() > expires - _AHEAD_S:
                 token, expires = self._renew(place)
                 self._tokens[place] = (token, expires)
-        return f"{href}{'&' if parts.query else '?'}{token}"
+        return f"{href}{'&' if urlsplit(href).query else '?'}{token}"
+
+    def forget(self, href: str, signed: str) -> None:
+        """Drop the token by which an address was signed, unless another one has come meanwhile:
+        of all the threads that read with one that is no longer good, one asks for the next."""
+        place = _place(href)
+        with self._lock:
+            token, _ = self._tokens.get(place, ("", 0.0))
+            if token and signed.endswith(token):
+                del self._tokens[place]
 
     def _renew(self, place: str) -> tuple[str, float]:
         key = self._settings.subscription_key
@@ -68,6 +74,13 @@ class PlanetaryComputer:
             raise GiveUp(f"no token for {place} in the answer.", failure="forbidden") from error
         zoned = expiry if expiry.tzinfo else expiry.replace(tzinfo=UTC)
         return token, zoned.timestamp()
+
+
+def _place(href: str) -> str:
+    """Return account and container of a blob: what a token is for."""
+    parts = urlsplit(href)
+    account = (parts.hostname or "").split(".")[0]
+    return f"{account}/{parts.path.lstrip('/').split('/')[0]}"
 
 
 def credentials(provider: Provider, host: str) -> tuple[str, str] | None:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.errors import GiveUp
 from pipeline.ports import ByteSource
+from pipeline.simulate.faults import Faults
 from pipeline.simulate.guards import LOGIN, TOKENS
 from pipeline.simulate.server import ArchiveServer
 from pipeline.sources.http import open_source
@@ -21,7 +22,7 @@ def guarded(archive: Path) -> Iterator[ArchiveServer]:
         yield server
 
 
-def door(name: str, **entry: object) -> ByteSource:
+def door(name: str, *, attempts: int = 1, **entry: object) -> ByteSource:
     """Return what reads files of a provider whose host is the simulated archive."""
     provider = Provider.model_validate(
         {
@@ -33,7 +34,7 @@ def door(name: str, **entry: object) -> ByteSource:
             **entry,
         }
     )
-    return open_source(provider, attempts=1)
+    return open_source(provider, attempts=attempts)
 
 
 def href(server: ArchiveServer, archive: Path, pattern: str) -> str:
@@ -64,3 +65,35 @@ def test_a_signature_opens_azure(
     with pytest.raises(GiveUp) as failed:
         door("unsigned").stat(band)
     assert failed.value.failure == "forbidden"
+
+
+def test_a_signature_that_ends_while_it_is_used_is_renewed_at_once(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each range is refused once, as Azure refuses an old signature, though one attempt is made."""
+    faults = Faults(rate=1, kinds=("expired",), at_most=1)
+    with ArchiveServer(archive, guarded=True, faults=faults) as server:
+        monkeypatch.setenv("PC_SDK_SAS_URL", f"{server.url}/{TOKENS}")
+        band = href(server, archive, "*_B04.tif")
+        source = door("signed", sign="planetary-computer")
+        whole = next((archive / "files").rglob("*_B04.tif")).read_bytes()
+        assert source.stat(band).size_bytes == len(whole)
+        # More ranges than one request brings, by as many threads: each healed, none twice.
+        far = [(at, at + 10) for at in range(0, len(whole) - 10, max(1, len(whole) // 7))]
+        assert source.ranges(band, far) == [whole[start:stop] for start, stop in far]
+        assert server.dice.thrown["expired"] == server.requests / 2
+        assert source.requests == server.requests / 2, "no attempt was used up"
+
+
+def test_a_signature_that_is_never_good_enough_stays_a_named_failure(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ArchiveServer(archive, faults=Faults(permanent={"*_B04.tif": "expired"})) as server:
+        monkeypatch.setenv("PC_SDK_SAS_URL", f"{server.url}/{TOKENS}")
+        with pytest.raises(GiveUp, match="a new one as well") as failed:
+            door("signed", attempts=5, sign="planetary-computer").stat(
+                href(server, archive, "*_B04.tif")
+            )
+        assert failed.value.failure == "forbidden"
+        assert "sig=" not in str(failed.value)
+        assert server.requests == 2

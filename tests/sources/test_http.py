@@ -488,6 +488,9 @@ def test_addresses_are_signed_when_they_are_read(
         *["/scene.tif/account/other"] * 2,
     ]
     assert server.seen[0][1]["Ocp-Apim-Subscription-Key"] == "my-key"
+    for refused, next_one in (("0", "1"), ("1", "4"), ("1", "4")):
+        signer.forget(href, f"{href}?sig={refused}")
+        assert signer.sign(href) == f"{href}?sig={next_one}", "one renewal for all threads"
 
 
 # --- files on disk, buckets --------------------------------------------------------------------
