@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="real data (../shared/
 
 
 @contextmanager
-def careless_api(items: list[dict[str, Any]], *, searches: int = 10**6) -> Iterator[str]:
-    """Serve an item search that answers every question with everything, in one page.
+def careless_api(
+    items: list[dict[str, Any]], *, searches: int = 10**6, per_page: int = 10**6
+) -> Iterator[str]:
+    """Serve an item search that answers every question with everything.
 
     `searches`: how many it answers; then it forbids them.
     """
@@ -41,10 +44,16 @@ def careless_api(items: list[dict[str, Any]], *, searches: int = 10**6) -> Itera
 
     class Http(BaseHTTPRequestHandler):
         def answer(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            text = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            start = json.loads(text or "{}").get("start", 0)
+            more = {"rel": "next", "method": "POST", "href": f"{url}/search"}
+            links = [{**more, "body": {"start": start + per_page}}] * (
+                start + per_page < len(items)
+            )
             landing = {"type": "Catalog", "id": "x", "description": "x", "stac_version": "1.0.0"}
             conforms = {"conformsTo": ["https://api.stacspec.org/v1.0.0/core"]}
-            page = {"type": "FeatureCollection", "features": items, "links": []}
+            found = items[start : start + per_page]
+            page = {"type": "FeatureCollection", "features": found, "links": links}
             document = {**landing, **conforms, "links": []} if self.command == "GET" else page
             data = json.dumps(document).encode()
             allowed = self.command == "GET" or next(left, None) is not None
@@ -59,10 +68,11 @@ def careless_api(items: list[dict[str, Any]], *, searches: int = 10**6) -> Itera
             """Keep quiet."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Http)
+    url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield url
     finally:
         server.shutdown()
         server.server_close()
@@ -278,6 +288,26 @@ def test_a_later_provider_fills_what_an_earlier_one_lacks(tmp_path: Path) -> Non
         Gap("sentinel-2-l2a", "2020-04", "stac", 0, 0),
     ]
     assert "2 (1)" in str(table)
+
+
+@pytest.mark.parametrize("order", list(permutations(("02.14", "05.00", "05.10"))))
+def test_the_newest_processing_stays_in_whatever_page_and_order_it_comes(
+    tmp_path: Path, order: tuple[str, ...]
+) -> None:
+    """One datatake, a page for each processing: two of them at either provider, one at both."""
+    here: list[dict[str, Any]] = []
+    there: list[dict[str, Any]] = []
+    store = root(tmp_path)
+    with careless_api(here, per_page=1) as one, careless_api(there, per_page=1) as other:
+        here += [at(one, item(f"here-{baseline}", baseline=baseline)) for baseline in order[:2]]
+        there += [at(other, item(f"there-{baseline}", baseline=baseline)) for baseline in order[1:]]
+        report = run_search(two(one, other), store)
+    (scene,) = read_all(store, SCENES, Scene).to_pylist()
+    best = "here" if "05.10" in order[:2] else "there"
+    assert (scene["item"], scene["baseline"]) == (f"{best}-05.10", "05.10")
+    assert (report.found, report.new) == ({"sentinel-2-l2a": 1}, 1)
+    assert set(unusable(store).values()) == {"duplicate"}
+    assert scene["item"] not in unusable(store)
 
 
 def test_a_provider_that_fails_is_passed_over_with_all_that_it_said(tmp_path: Path) -> None:
