@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -32,11 +32,12 @@ from pipeline.recipe import Pretrain
 BLUR = 0.5
 MASKED = ("mae", "data2vec")
 
-#: DINO's crops (Caron et al. 2021, and its code): blur of the two large ones and of the small ones;
-#: the least area of a large crop, which is the largest of a small one, and the least of a small
-#: one; and the small ones' edge, 96 of 224 pixels.
-GLOBAL_BLURS = (1.0, 0.1)
-LOCAL_BLUR = 0.5
+#: Crops of two sizes (Caron et al. 2020 and 2021, Assran et al. 2021, and their code): DINO's blur
+#: of the two large ones, where SwAV and PAWS blur half of all crops, as here of the small ones; the
+#: least area of a large crop, which is the largest of a small one, and the least of a small one;
+#: and the small ones' edge, 96 of 224 pixels.
+TWO_SIZES = ("dino", "swav", "paws")
+GLOBAL_BLURS = {"dino": (1.0, 0.1)}
 LEAST_GLOBAL_AREA = {"resnet": 0.14, "vit": 0.4}
 LEAST_LOCAL_AREA = 0.05
 LOCAL_EDGE = 96 / 224
@@ -48,6 +49,7 @@ def build_method(
     *,
     second: EncoderShape | None = None,
     classes: int = 0,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Method:
     """Build the method a recipe names, with random weights drawn from its seed.
 
@@ -59,13 +61,17 @@ def build_method(
         Of the second product's encoder, for a method of two.
     classes : int
         Of the labelled support, for a method that has one.
+    weights : mapping of str to Tensor or None
+        State of the encoder to begin with.
 
     Raises
     ------
     RecipeError
         The method cannot use this backbone, or misses a second product or labels.
     """
-    encoder = build_encoder(shape, seed=settings.seed, any_size=settings.method == "dino")
+    encoder = build_encoder(shape, seed=settings.seed, any_size=settings.method in TWO_SIZES)
+    if weights is not None:
+        encoder.load_state_dict(weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(settings.seed, "heads"))
         if settings.method in MASKED:
@@ -84,16 +90,16 @@ def crops_of(
 ) -> tuple[Crop, ...]:
     """Return the views of a step, in the order the method wants them.
 
-    One of each of an item's patches; for DINO also small ones, the patches taking turns; for a
-    method of two products two of each product's patch.
+    One of each of an item's patches; for DINO, SwAV and PAWS also small ones, the patches taking
+    turns; for a method of two products two of each product's patch.
 
     Raises
     ------
     RecipeError
         A small crop does not fit.
     """
-    if settings.method == "dino":
-        return _dino_crops(settings, shape, patches)
+    if settings.method in TWO_SIZES:
+        return _crops_of_two_sizes(settings, shape, patches)
     if settings.method == "barlow_pixels":
         return tuple(Crop(patch, None) for patch in range(patches))
     blur = 0.0 if settings.method in MASKED else BLUR
@@ -232,15 +238,15 @@ def _dino(settings: Pretrain, encoder: nn.Module) -> DINO:
     )
 
 
-def _dino_crops(settings: Pretrain, shape: EncoderShape, patches: int) -> tuple[Crop, ...]:
+def _crops_of_two_sizes(settings: Pretrain, shape: EncoderShape, patches: int) -> tuple[Crop, ...]:
     least = LEAST_GLOBAL_AREA["vit" if shape.family in VITS else "resnet"]
     crops = [
         Crop(patch, Augmentation(shape.image_px, area=(least, 1.0), blur=blur))
-        for patch, blur in enumerate(GLOBAL_BLURS)
+        for patch, blur in enumerate(GLOBAL_BLURS.get(settings.method, (BLUR, BLUR)))
     ]
     if settings.local_crops:
         area = (LEAST_LOCAL_AREA, least)
-        small = Augmentation(_local_px(settings, shape), area=area, blur=LOCAL_BLUR)
+        small = Augmentation(_local_px(settings, shape), area=area, blur=BLUR)
         crops += [Crop(k % patches, small) for k in range(settings.local_crops)]
     return tuple(crops)
 

@@ -33,7 +33,7 @@ USUAL: dict[str, dict[str, Any]] = {
     # Caron et al. 2020 (arXiv 2006.09882); prototypes, queue and rate as for BigEarthNet by Wang et
     # al. 2022 (arXiv 2206.13188)
     "swav": {"optimizer": "lars", "learning_rate": 0.3, "weight_decay": 1e-6, "warmup": 0.1}
-    | {"temperature": 0.1, "prototypes": 500, "queue": 1280},
+    | {"temperature": 0.1, "prototypes": 500, "queue": 1280, "local_crops": 6},
     # Caron et al. 2021 (arXiv 2104.14294); rate as in SSL4EO-S12
     "dino": {"learning_rate": 1.5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4}
     | {"warmup": 0.1, "clip": 3.0, "drop_path": 0.1},
@@ -45,7 +45,7 @@ USUAL: dict[str, dict[str, Any]] = {
     # Wang et al. 2024 (arXiv 2309.05300)
     "decur": {"pairs": "products"},
     # Assran et al. 2021 (arXiv 2104.13963)
-    "paws": {"warmup": 0.1, "temperature": 0.1},
+    "paws": {"warmup": 0.1, "temperature": 0.1, "local_crops": 6},
 }
 
 
@@ -142,9 +142,9 @@ class Pretrain(Strict):
     """DINO, SwAV: share of the run in which the prototypes stand still; 1 epoch of 100 in
     SSL4EO-S12."""
     local_crops: int = Field(default=8, ge=0)
-    """DINO: small crops beside the two large ones (SSL4EO-S12)."""
+    """DINO, SwAV, PAWS: small crops beside the two large ones: 8 (SSL4EO-S12), 6 and 6."""
     local_px: int | None = Field(default=None, ge=2)
-    """DINO: edge of the small crops; None: 3/7 of the large ones' (96 of 224), in whole tokens."""
+    """Edge of the small crops; None: 3/7 of that of the large ones (96 of 224), in whole tokens."""
     windows: int = Field(default=16, ge=1)
     """Barlow Twins on pixels: windows of `crop_px` (1: single pixels) drawn from each patch."""
     support_per_class: int = Field(default=4, ge=1)

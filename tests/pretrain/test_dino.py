@@ -202,9 +202,10 @@ def test_loss_and_cosines_are_float32_inside_autocast(tiny_net, view):
     assert learned.embedding.shape == (4, 6)
 
 
+@pytest.mark.parametrize("method", ["dino", "swav", "paws"])
 @pytest.mark.parametrize(("backbone", "least"), [("resnet18", 0.14), ("spec_vit_tiny", 0.4)])
-def test_large_crops_are_of_two_times_and_small_ones_of_both(backbone, least):
-    settings = Pretrain(method="dino", backbone=backbone, local_crops=4)
+def test_large_crops_are_of_two_times_and_small_ones_of_both(method, backbone, least):
+    settings = Pretrain(method=method, backbone=backbone, local_crops=4)
     drawn = crops_of(settings, EncoderShape(backbone, 80, 56, 8), patches=2)
     assert [crop.patch for crop in drawn] == [0, 1, 0, 1, 0, 1]
     assert [crop.augmentation.size_px for crop in drawn] == [56, 56, 24, 24, 24, 24]

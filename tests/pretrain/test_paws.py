@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.pretrain.methods.paws import PAWS, paws_loss, predict, sharpen, smooth
+from pipeline.pretrain.methods.paws import PAWS, parted, paws_loss, predict, sharpen, smooth
 
 
 def paws(net, classes=3):
@@ -56,6 +56,46 @@ def test_loss_and_gradient_equal_the_formula_of_the_papers_code():
     assert mine.item() == pytest.approx(other.item(), rel=1e-12)
     wanted = torch.autograd.grad(other, theirs)
     torch.testing.assert_close(torch.autograd.grad(mine, ours), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_small_crops_are_held_to_the_mean_of_both_targets():
+    """The released code for hyperspectral images leaves the mean out."""
+    ours, theirs = ([predictions(5, k).requires_grad_() for k in range(4)] for _ in range(2))
+    mine = paws_loss(*ours)
+    with torch.no_grad():
+        one, other = (part**4 / (part**4).sum(dim=1, keepdim=True) for part in theirs[:2])
+        targets = torch.cat([other, one, 0.5 * (one + other), 0.5 * (one + other)])
+        targets[targets < 1e-4] = 0
+    said = torch.cat(theirs)
+    sharp = said**4 / (said**4).sum(dim=1, keepdim=True)
+    mean = sharp.mean(dim=0)
+    formula = -(targets * said.log()).sum(dim=1).mean() + (mean * mean.log()).sum()
+    assert mine.item() == pytest.approx(formula.item(), rel=1e-12)
+    wanted = torch.autograd.grad(formula, theirs)
+    torch.testing.assert_close(torch.autograd.grad(mine, ours), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_a_small_crops_part_done_by_hand():
+    # Two large crops sure of different classes: a small one should waver between them.
+    sure = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])]
+    costs = [paws_loss(sure[0], sure[0], torch.tensor([[p, 1 - p]])).item() for p in (1.0, 0.5)]
+    # Sharpened, one class and the other in 2 : 0 and 2.5 : 0.5 of three.
+    variety = -(5 / 6 * math.log(5 / 6) + 1 / 6 * math.log(1 / 6))
+    assert costs == pytest.approx([0.0, math.log(2) / 3 - variety], abs=1e-6)
+
+
+def test_small_crops_join_the_loss_and_the_support_stays_large(tiny_net, view):
+    method = paws(tiny_net)
+    large, support = views(view)[:2], views(view)[2:]
+    small = [view(4, 3, 4, seed=k) for k in (7, 8)]
+    learned = method([*large, *small, *support], torch.Generator())
+    learned.loss.backward()
+    assert learned.embedding.shape == (4, 6)
+    assert learned.compared.shape == (4, 128)
+    assert all(p.grad is not None for p in method.parameters())
+    found = parted([*large, *small, *support])
+    assert [len(part) for part in found] == [2, 2, 1]
+    assert found[2][0] is support[0]
 
 
 def test_saying_the_same_of_all_items_costs_more_than_telling_them_apart():

@@ -48,6 +48,44 @@ def test_loss_and_gradient_equal_lightlys():
     torch.testing.assert_close(torch.autograd.grad(mine, ours), wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("small", [1, 3])
+def test_with_small_crops_loss_and_gradient_equal_lightlys(small):
+    ours, theirs = ([cosines(8, k).requires_grad_() for k in range(2 + small)] for _ in range(2))
+    mine = swapped_loss(ours, [balance(part.detach()) for part in ours[:2]], 0.1)
+    other = SwaVLoss()(theirs[:2], theirs[2:])
+    assert mine.item() == pytest.approx(other.item(), rel=1e-9)
+    wanted = torch.autograd.grad(other, theirs)
+    torch.testing.assert_close(torch.autograd.grad(mine, ours), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_the_loss_with_a_small_crop_done_by_hand():
+    scores = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]])]
+    assigned = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])]
+    low, high = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
+    # First large: said by the second (even) and the small one (wrong); second: by the first
+    # (wrong) and the small one (right).
+    wanted = (math.log(2) + high + high + low) / 4
+    assert swapped_loss(scores, assigned, 0.5).item() == pytest.approx(wanted)
+
+
+def test_large_crops_alone_are_assigned_and_remembered(tiny_net, view):
+    methods = [swav(tiny_net) for _ in range(2)]
+    large = [view(4, 3, seed=k) for k in range(2)]
+    for method, size_px in zip(methods, (4, 6), strict=True):
+        method.eval()  # batch statistics would let every crop see every other
+        method.begin(0)
+        learned = method(
+            [*large, *[view(4, 3, size_px, seed=9) for _ in range(3)]], torch.Generator()
+        )
+        assert int(method.filled) == 4
+        assert learned.embedding.shape == (4, 6)
+    torch.testing.assert_close(methods[0].queue, methods[1].queue)
+    alone = swav(tiny_net).eval()
+    alone.begin(0)
+    alone(large, torch.Generator())
+    torch.testing.assert_close(alone.queue, methods[0].queue)
+
+
 def test_all_items_alike_are_still_spread_over_the_prototypes():
     assert balance(torch.tensor([[0.9, 0.1, 0.0]]).repeat(6, 1)).sum(dim=0).min() > 1
 

@@ -14,15 +14,22 @@ no middle grey to turn over at.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.pretrain.methods.method import Learned, Method, View, drop_paths, entropy, follow
+from pipeline.pretrain.methods.method import (
+    Learned,
+    Method,
+    View,
+    drop_paths,
+    entropy,
+    follow,
+    of_one_size,
+)
 from pipeline.pretrain.ranks import sum_over_ranks
 from pipeline.pretrain.schedule import cosine
 
@@ -203,7 +210,7 @@ class DINO(Method):
             large = torch.cat([view.image for view in views[:GLOBAL_CROPS]])
             teacher = _by_crop(self.head(self.encoder(large)), GLOBAL_CROPS)
         temperature = self.schedule.temperature(self.step)
-        features = [self.student(images) for images in _of_one_size(views)]
+        features = [self.student(images) for images in of_one_size(views)]
         logits = [self.student_head(part) for part in features]
         with torch.autocast(teacher.device.type, enabled=False):
             loss = dino_loss(
@@ -243,9 +250,3 @@ class DINO(Method):
 def _by_crop(logits: Tensor, crops: int) -> Tensor:
     """Give crops that passed together an axis: (crop * batch, k) -> (crop, batch, k)."""
     return logits.view(crops, -1, logits.shape[-1])
-
-
-def _of_one_size(views: Sequence[View]) -> Iterator[Tensor]:
-    """Join neighbouring views of one size, which pass through the encoder together."""
-    for _, group in groupby(views, key=lambda view: view.image.shape[-2:]):
-        yield torch.cat([view.image for view in group])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -89,6 +90,15 @@ def follow(leader: nn.Module, follower: nn.Module, momentum: float) -> None:
     """Move one module's parameters towards another's: f <- m f + (1 - m) l."""
     for one, other in zip(leader.parameters(), follower.parameters(), strict=True):
         other.lerp_(one, 1 - momentum)
+
+
+def of_one_size(views: Sequence[View]) -> Iterator[Tensor]:
+    """Join neighbouring views of one size, which pass through an encoder together.
+
+    Yields images of shape (view * batch, band, y, x).
+    """
+    for _, group in groupby(views, key=lambda view: view.image.shape[-2:]):
+        yield torch.cat([view.image for view in group])
 
 
 def entropy(probabilities: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """SwAV, swapping assignments between views.
 
 Caron et al. 2020, "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments"
-(arXiv 2006.09882). Each view predicts to which prototypes the other belongs. The assignments of a
-batch fill all prototypes evenly (Sinkhorn and Knopp), so that they cannot all be the same; a small
-batch is filled up with earlier projections from a queue.
+(arXiv 2006.09882). Each crop predicts to which prototypes the other crops of its item belong. The
+assignments of a batch fill all prototypes evenly (Sinkhorn and Knopp), so that they cannot all be
+the same; a small batch is filled up with earlier projections from a queue.
 
-Two crops of one size; the small crops of the paper are left to DINO here.
+Crops are of two sizes (section 3.3): small ones predict, the two large ones are assigned too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.pretrain.methods.heads import mlp
-from pipeline.pretrain.methods.method import Learned, Method, View, entropy
+from pipeline.pretrain.methods.method import Learned, Method, View, entropy, of_one_size
 from pipeline.pretrain.ranks import gather_rows, own_rows
 
 #: Width of the unit vectors that are compared with prototypes (appendix A).
@@ -27,6 +27,8 @@ EPSILON = 0.05
 ITERATIONS = 3
 #: Share of the run after which the queue helps: epoch 15 of 100 in its use for BigEarthNet.
 QUEUE_FROM = 0.15
+#: Large crops, the first of all: the ones that are assigned.
+GLOBAL_CROPS = 2
 
 
 @torch.no_grad()
@@ -62,35 +64,45 @@ def balance(scores: Tensor, iterations: int = ITERATIONS) -> Tensor:
 def swapped_loss(
     scores: Sequence[Tensor], assigned: Sequence[Tensor], temperature: float
 ) -> Tensor:
-    """Return how badly each view predicts the other's assignment: mean cross-entropy.
+    """Return how badly crops predict the assignments of the other crops of their item.
 
     Parameters
     ----------
-    scores : sequence of two Tensors, float32, shape (batch, prototype)
-        Cosines of the two views with the prototypes.
-    assigned : sequence of two Tensors, same shape
-        Without gradient.
+    scores : sequence of Tensors, float32, shape (batch, prototype)
+        Cosines of each crop with the prototypes.
+    assigned : sequence of Tensors, same shape
+        Of the first crops, without gradient.
     temperature : float
         Of the predictions.
+
+    Returns
+    -------
+    Tensor, float32, shape ()
+        Mean cross-entropy over items and pairs of an assigned and another crop.
     """
-    first = F.cross_entropy(scores[0] / temperature, assigned[1])
-    second = F.cross_entropy(scores[1] / temperature, assigned[0])
-    return (first + second) / 2
+    pairs = [
+        F.cross_entropy(said / temperature, target)
+        for number, target in enumerate(assigned)
+        for other, said in enumerate(scores)
+        if other != number
+    ]
+    return torch.stack(pairs).mean()
 
 
 class SwAV(Method):
-    """Predict each view's prototypes from the other.
+    """Predict the prototypes of each large crop from the other crops of its item.
 
     Parameters
     ----------
     encoder : module, (batch, band, y, x) -> (batch, width)
+        Takes images of both crops' sizes.
     width : int
         Features the encoder returns.
     hidden_width : int
         Of the head's hidden layer.
     prototypes : int
     queue : int
-        Projections of each view that are remembered.
+        Projections of each large crop that are remembered.
     steps : int
         Of the whole run.
     frozen_steps : int
@@ -120,7 +132,7 @@ class SwAV(Method):
         self.encoder = encoder
         self.head = mlp(width, hidden_width, EMBEDDING_WIDTH)
         self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, EMBEDDING_WIDTH), dim=1))
-        self.register_buffer("queue", torch.zeros(2, queue, EMBEDDING_WIDTH))
+        self.register_buffer("queue", torch.zeros(GLOBAL_CROPS, queue, EMBEDDING_WIDTH))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
         self.queue_from = round(QUEUE_FROM * steps)
         self.frozen_steps = frozen_steps
@@ -139,34 +151,39 @@ class SwAV(Method):
             yield self.prototypes
 
     def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:  # noqa: ARG002
-        """Return the loss of one batch, and put its projections, of all ranks, into the queue."""
-        features = [self.encoder(view.image) for view in views]
-        embedded = [self.head(part) for part in features]
-        with torch.autocast(features[0].device.type, enabled=False):
-            unit = [F.normalize(part.float(), dim=1) for part in embedded]
+        """Return the loss of one batch, and put its projections, of all ranks, into the queue.
+
+        The first `GLOBAL_CROPS` views are large, the others small. As in the paper's code, batch
+        statistics are those of all crops of one size, in the head of all crops.
+        """
+        features = [self.encoder(images) for images in of_one_size(views)]
+        embedded = self.head(torch.cat(features))
+        with torch.autocast(embedded.device.type, enabled=False):
+            unit = F.normalize(embedded.float(), dim=1).chunk(len(views))
             scores = [part @ self.prototypes.T for part in unit]
-            assigned = [self._assign(part, view) for view, part in enumerate(scores)]
+            assigned = [self._assign(part, crop) for crop, part in enumerate(scores[:GLOBAL_CROPS])]
             loss = swapped_loss(scores, assigned, self.temperature)
-            self._remember([part.detach() for part in unit])
+            self._remember([part.detach() for part in unit[:GLOBAL_CROPS]])
             measures = {
                 "assignment_entropy": entropy(assigned[0]).mean(),
                 "assignment_variety": entropy(gather_rows(assigned[0]).mean(dim=0)),
             }
-        return Learned(loss, features[0].detach().float(), unit[0].detach(), measures)
+        first = features[0][: len(views[0].image)].detach().float()
+        return Learned(loss, first, unit[0].detach(), measures)
 
     @torch.no_grad()
-    def _assign(self, scores: Tensor, view: int) -> Tensor:
+    def _assign(self, scores: Tensor, crop: int) -> Tensor:
         """Assign this rank's items, balanced over those of all ranks and the queue."""
         everyone = gather_rows(scores.detach())
         count = len(everyone)
         if self.step >= self.queue_from:
-            remembered = self.queue[view, : int(self.filled)] @ self.prototypes.T
+            remembered = self.queue[crop, : int(self.filled)] @ self.prototypes.T
             everyone = torch.cat([everyone, remembered])
         return own_rows(balance(everyone)[:count])
 
     @torch.no_grad()
     def _remember(self, unit: Sequence[Tensor]) -> None:
-        """Put the newest projections in front of the oldest; shape (batch, width) for each view."""
+        """Put the newest projections in front of the oldest; (batch, width) for each crop."""
         newest = torch.stack([gather_rows(part) for part in unit])
         size = self.queue.shape[1]
         self.queue.copy_(torch.cat([newest, self.queue], dim=1)[:, :size])
