@@ -214,7 +214,8 @@ class LedgerRow:
     valid_fraction: float | None
     """Share of pixels that were seen."""
     mask_source: str
-    """`product`, or `none` where the scene has no quality layers."""
+    """What decided the mask: `product` (its quality layers), a method that made it from the image
+    where there are none (`toa-thresholds`), or `none`; of several scenes the least of these."""
     absent_bands: list[str]
     """Wanted bands that hold only nodata in this patch though the patch was seen."""
     defective_fraction: float | None
@@ -261,6 +262,8 @@ class IndexRow:
     split: Literal["train", "val", "test"]
     clear_fraction: float
     valid_fraction: float
+    mask_source: str
+    """What decided the mask, as in the ledger."""
     absent_bands: list[str]
     residual: list[float]
     """Where the recipe compares the product with an imaging spectrometer: mean of each stored band

@@ -115,6 +115,32 @@ class MaskRule(_Strict):
         return self
 
 
+class MaskBands(_Strict):
+    """The bands that a mask method looks at, by name."""
+
+    blue: str
+    red: str
+    nir: str
+    swir16: str
+    """Near 1.6 µm."""
+    cirrus: str | None = None
+    """Near 1.38 µm, where water vapour hides the ground; None: thin cirrus is not looked for."""
+
+
+class MaskMethod(_Strict):
+    """How the mask of a scene without quality layers is made from its image."""
+
+    method: Literal["toa-thresholds"]
+    """`toa-thresholds`: reflectance at the top of the atmosphere against published thresholds
+    (`pipeline.raster.thresholds`); finds clouds, snow and water, but no shadow."""
+    bands: MaskBands
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the bands that must be read, each once."""
+        return tuple(dict.fromkeys(name for _, name in self.bands if name is not None))
+
+
 class BandAsset(_Strict):
     """Which file of a provider holds a band or mask layer at which pixel size."""
 
@@ -213,6 +239,8 @@ class Product(_Strict):
     mask_rules: tuple[MaskRule, ...] = ()
     mask_default: LegendName = "valid"
     """What no rule matched."""
+    mask: MaskMethod | None = None
+    """What decides where a scene has none of the quality layers; None: nothing does."""
     offsets: tuple[Offset, ...] = ()
     calibration: Calibration | None = None
     providers: dict[str, ProviderFacts] = {}
@@ -234,9 +262,25 @@ class Product(_Strict):
             raise ValueError('is of class codes: `warp` must be "nearest"')
         if self.warp is not None and self.mask_layers:
             raise ValueError("has `warp` and `mask_layers`: quality layers are never warped")
+        if self.mask is not None:
+            self._can_be_masked(self.mask)
         if set(self.colours) - set(self.classes):
             raise ValueError("has `colours` of codes that are not in `classes`")
         return self
+
+    def _can_be_masked(self, mask: MaskMethod) -> None:
+        """Raise `ValueError` if the product does not hold what its mask method looks at."""
+        there = {band.name for band in self.bands}
+        absent = [f"{word} = {name!r}" for word, name in mask.bands if name and name not in there]
+        if absent:
+            raise ValueError(
+                f"has no such bands for `mask.method = {mask.method!r}`: {', '.join(absent)}"
+            )
+        if self.kind == "labels" or self.unit != "1" or self.calibration or self.warp:
+            raise ValueError(
+                f"has `mask.method = {mask.method!r}`, which needs reflectance on a lattice: an "
+                "image with unit 1, without `calibration` and without `warp`"
+            )
 
     def coefficients(self, band: str) -> tuple[str, ...]:
         """Return the names of the files with a band's coefficients; none if it needs none."""

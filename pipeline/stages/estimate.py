@@ -202,18 +202,23 @@ def _files(loaded: LoadedRecipe, product: str) -> list[_File]:
     wanted: list[tuple[Band | MaskLayer, tuple[BandAsset, ...]]] = [
         (band, entries.get(band.name, entries.get("*", ()))) for band in bands
     ]
-    wanted += [(layer, entries.get(layer.name, ())) for layer in facts.mask_layers]
+    layers = [layer for layer in facts.mask_layers if entries.get(layer.name)]
+    wanted += [(layer, entries[layer.name]) for layer in layers]
+    if facts.mask is not None and not layers:
+        more = [facts.band(name) for name in facts.mask.names if name not in loaded.bands(product)]
+        wanted += [(band, entries.get(band.name, entries.get("*", ()))) for band in more]
     found: dict[tuple[float, str], int] = {}
     for number, (layer, there) in enumerate(wanted):
-        is_band = number < len(bands)
+        stored = number < len(bands)
         file = choose_file(
             there,
             native_m=layer.pixel_m,
             stored_m=loaded.pixel_m(product),
-            finer=wish.resampling is not None or not is_band,
+            finer=wish.resampling is not None or not stored,
         )
         asset, pixel_m = (layer.name, None) if file is None else (file.asset, file.pixel_m)
-        kind = np.dtype(facts.stored_dtype) if is_band else native_dtype(facts)
+        image = isinstance(layer, Band)
+        kind = np.dtype(facts.stored_dtype) if image else native_dtype(facts)
         key = pixel_m or layer.pixel_m, asset
         found[key] = found.get(key, 0) + kind.itemsize
     return [_File(asset, pixel_m, size) for (pixel_m, asset), size in sorted(found.items())]

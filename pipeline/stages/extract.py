@@ -168,13 +168,47 @@ def masked(scene: Scene, product: Product) -> bool:
     return any(there.values()) and all(there[name] for name in there if name not in optional)
 
 
+def mask_source(scene: Scene, product: Product) -> str:
+    """Return what decides a scene's mask, in the ledger's word.
+
+    `product` where its quality layers do, the method of `Product.mask` where it has none of them
+    but every band that the method looks at, else `none`.
+    """
+    if masked(scene, product):
+        return "product"
+    if product.mask is None or lacking(scene, product):
+        return "none"
+    return product.mask.method
+
+
+def lacking(scene: Scene, product: Product) -> list[str]:
+    """Return the bands that the product's mask method looks at, and the scene does not have."""
+    names = product.mask.names if product.mask else ()
+    return [name for name in names if not files_of(name, scene, product)]
+
+
+def weakest(sources: Iterable[str]) -> str:
+    """Return what is said of a mask that scenes of several sources share: `none` before a method,
+    and that before `product`."""
+    return min(sources, key=lambda source: (source != "none", source == "product"))
+
+
+def unmasked(scene: Scene, product: Product) -> Rejected:
+    """Return the rejection of a scene whose mask nothing can decide."""
+    detail = f"{scene.scene} has no quality layers"
+    if product.mask is not None:
+        absent = ", ".join(lacking(scene, product))
+        detail += f", and `mask.method = {product.mask.method!r}` needs its {absent}"
+    return Rejected(reason="unmasked", detail=detail)
+
+
 def passes_unmasked(product: Product, wish: ProductWish) -> bool:
     """Return whether patches without quality layers may be written (labels never have any)."""
     return wish.allow_unmasked or (product.kind == "labels" and not product.mask_layers)
 
 
-def judge(seen: Fractions, wish: ProductWish) -> Rejected | None:
-    """Return why a patch is unsuitable by its mask, or None.
+def judge(seen: Fractions, wish: ProductWish, source: str = "product") -> Rejected | None:
+    """Return why a patch is unsuitable by its mask, or None; `source` is what decided the mask.
 
     Nothing seen at all is always unsuitable: there is nothing to write.
     """
@@ -183,8 +217,9 @@ def judge(seen: Fractions, wish: ProductWish) -> Rejected | None:
             reason="not-seen", detail=f"valid {seen.valid:.4f} < {wish.min_valid_fraction:g}"
         )
     if seen.cloudy > wish.max_cloud_fraction:
+        by = "" if source == "product" else f" by {source}"
         return Rejected(
-            reason="cloudy", detail=f"cloudy {seen.cloudy:.4f} > {wish.max_cloud_fraction:g}"
+            reason="cloudy", detail=f"cloudy {seen.cloudy:.4f} > {wish.max_cloud_fraction:g}{by}"
         )
     return None
 
@@ -250,6 +285,18 @@ def needed_scenes(
     return sorted(
         {scene for trial in trials for member in wants(trial) for scene in trial.scenes(member)}
     )
+
+
+def tried_by(
+    trials: Iterable[Trial], wants: Callable[[Trial], Iterable[PlannedPatch]]
+) -> Mapping[str, list[PlannedPatch]]:
+    """Return, for every scene that the next decision needs, the patches that are at it."""
+    tried: dict[str, list[PlannedPatch]] = {}
+    for trial in trials:
+        for member in wants(trial):
+            for scene in dict.fromkeys(trial.scenes(member)):
+                tried.setdefault(scene, []).append(member)
+    return tried
 
 
 def listed_by(trials: Iterable[Trial]) -> Mapping[str, list[PlannedPatch]]:

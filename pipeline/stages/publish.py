@@ -31,6 +31,7 @@ _FROM_LEDGER = (
     "acquired",
     "clear_fraction",
     "valid_fraction",
+    "mask_source",
     "absent_bands",
     "residual",
     "pixel_digest",

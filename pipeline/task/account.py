@@ -22,7 +22,7 @@ def written(pick: Pick, finished: Finished, reader: Reader) -> LedgerRow:
         acquired=pick.scenes[0].acquired,
         clear_fraction=finished.seen.clear,
         valid_fraction=finished.seen.valid,
-        mask_source="product" if finished.masked else "none",
+        mask_source=finished.mask_source,
         absent_bands=list(finished.absent_bands),
         defective_fraction=finished.defective_fraction,
         saturated_count=finished.saturated_count,

@@ -13,18 +13,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.errors import GiveUp, RecipeError
+from pipeline.errors import GiveUp
 from pipeline.ports import PixelGrid
 from pipeline.products.catalogue import Product
 from pipeline.raster.masks import FILL, Fractions, fractions
 from pipeline.raster.statistics import Moments, moments
 from pipeline.raster.warp import Prepare
 from pipeline.records import PlannedPatch, Rejected, Scene
-from pipeline.stages.extract import Failure, Trial, address, choose_file, files_of, judge
+from pipeline.stages.extract import Failure, Trial, judge, weakest
 from pipeline.store.shard import ArraySpec, Encoded, encode_patch
 from pipeline.task.coefficients import Coefficients, read_coefficients
-from pipeline.task.cut import Cut, Placement, cut, resampled
+from pipeline.task.cut import Cut, Placement, resampled
+from pipeline.task.files import BandFile, cut_of, image_files, mark_files, request_of
 from pipeline.task.lock import Lock
+from pipeline.task.looks import Kept
 from pipeline.task.paint import Exposure, paint
 from pipeline.task.quality import SceneMask
 from pipeline.task.read import Pixels, Reader, Request, Warp
@@ -42,6 +44,8 @@ class Pick:
     scenes: tuple[Scene, ...]
     masks: tuple[SceneMask, ...]
     places: tuple[Placement, ...]
+    kept: tuple[tuple[Kept, ...], ...]
+    """For each scene what of it was already read for its mask."""
     pieces: list[_Piece] = field(default_factory=list)
     awaited: int = 0
     """Files still to be read."""
@@ -75,24 +79,8 @@ class Finished:
     resampling: str
     files: tuple[tuple[Scene, str], ...]
     """Scenes and names of the assets that were read for it, quality layers included."""
-    masked: bool
-    """Whether every scene of it has quality layers."""
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """What one file of a scene gives to a patch."""
-
-    assets: tuple[str, ...]
-    """For each band the asset that holds it; all have one address."""
-    file_m: float
-    indexes: tuple[int, ...]
-    positions: tuple[int, ...]
-    """Places of these bands among the stored ones."""
-    marks: bool
-    """Whether it is the per-band quality layer and not the image."""
-    inset_m: float
-    """How far its edges lie inside the scene's."""
+    mask_source: str
+    """What decided the mask, as the ledger says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +88,7 @@ class _Piece:
     """What was read of one file for one patch."""
 
     scene: int
-    file: _File
+    file: BandFile
     cut: Cut
     pixels: Pixels | Failure
 
@@ -110,7 +98,7 @@ class _Job:
     """One file to read, and for whom."""
 
     request: Request
-    file: _File
+    file: BandFile
     takers: tuple[tuple[Pick, int, Cut], ...]
 
 
@@ -134,14 +122,24 @@ def read_bands(
         for pick, _, _ in job.takers:
             pick.awaited += 1
     done: list[tuple[Pick, Future[Result]]] = []
+
+    def finish(pick: Pick) -> None:
+        spec = specs[pick.patch.product]
+        done.append((pick, finishers.submit(_finish, pick, lock, spec, known)))
+
+    for pick in picks:
+        kept, pick.kept = pick.kept, ()
+        for scene in pick.needed:
+            pick.pieces += [_Piece(scene, own.file, own.cut, own.pixels) for own in kept[scene]]
+        if not pick.awaited:
+            finish(pick)
     answers = readers.map(lambda job: reader.read(job.request), jobs)
     for job, answer in zip(jobs, answers, strict=True):
         for (pick, scene, how), pixels in zip(job.takers, answer, strict=True):
             pick.pieces.append(_Piece(scene, job.file, how, pixels))
             pick.awaited -= 1
             if not pick.awaited:
-                spec = specs[pick.patch.product]
-                done.append((pick, finishers.submit(_finish, pick, lock, spec, known)))
+                finish(pick)
         answer.clear()
     for pick, future in done:
         yield pick, future.result()
@@ -151,40 +149,34 @@ def _jobs(
     picks: Sequence[Pick], lock: Lock, known: Mapping[str, Coefficients | Failure]
 ) -> Iterator[_Job]:
     """Yield the files to read, those of one scene together."""
-    wanted: dict[str, list[tuple[Pick, int]]] = defaultdict(list)
+    # Picks of one scene differ only in what of it was read before.
+    wanted: dict[tuple[str, frozenset[str]], list[tuple[Pick, int]]] = defaultdict(list)
     scenes: dict[str, Scene] = {}
     for pick in picks:
         for position in pick.needed:
             scene = pick.scenes[position]
             scenes[scene.scene] = scene
-            wanted[scene.scene].append((pick, position))
-    files = [(name, file) for name in sorted(wanted) for file in _files(scenes[name], lock)]
-    for name, file in files:
-        scene = scenes[name]
-        product, wish = lock.loaded.products[scene.product], lock.loaded.wishes[scene.product]
-        average = wish.resampling == "average" and not file.marks
-        taken = [
-            (
-                pick,
-                position,
-                cut(pick.places[position], file.file_m, average=average, inset_m=file.inset_m),
-            )
-            for pick, position in wanted[name]
-        ]
-        fill = 0.0 if product.nodata is None or file.marks else product.nodata
-        windows = tuple(how.window for _, _, how in taken)
-        own = known[name]
-        if isinstance(own, Coefficients) and own.prepare:
-            # Bands of one file have one table, or files of their own.
-            prepare = own.prepare[file.positions[0]]
-        else:
-            prepare = None
-        patches = [pick for pick, _, _ in taken]
-        warp = _warp(patches, product, lock.loaded.pixel_m(product.id), prepare)
-        request = Request(
-            scene, file.assets, file.file_m, file.indexes, windows, fill, file.inset_m, warp
-        )
-        yield _Job(request, file, tuple(taken))
+            there = frozenset(band for kept in pick.kept[position] for band in kept.file.bands)
+            wanted[scene.scene, there].append((pick, position))
+    for name, there in sorted(wanted, key=lambda key: (key[0], sorted(key[1]))):
+        scene, own = scenes[name], known[name]
+        product, stored = lock.loaded.products[scene.product], lock.loaded.bands(scene.product)
+        bands = [band for band in stored if band not in there]
+        for file in [*image_files(scene, lock.loaded, bands), *mark_files(scene, lock.loaded)]:
+            taken = [
+                (pick, position, cut_of(file, pick.places[position], scene, lock.loaded))
+                for pick, position in wanted[name, there]
+            ]
+            if isinstance(own, Coefficients) and own.prepare:
+                # Bands of one file have one table, or files of their own.
+                prepare = own.prepare[stored.index(file.bands[0])]
+            else:
+                prepare = None
+            patches = [pick for pick, _, _ in taken]
+            warp = _warp(patches, product, lock.loaded.pixel_m(product.id), prepare)
+            windows = tuple(how.window for _, _, how in taken)
+            request = request_of(file, windows, scene, lock.loaded, warp=warp)
+            yield _Job(request, file, tuple(taken))
 
 
 def _warp(
@@ -205,49 +197,6 @@ def _warp(
         for pick in picks
     )
     return Warp(grids, product.warp, product.nodata, prepare)
-
-
-def _files(scene: Scene, lock: Lock) -> list[_File]:
-    """Return which files of a scene hold the wanted bands, then the per-band quality layer.
-
-    Raises
-    ------
-    RecipeError
-        A band is only there in finer pixels than the stored ones, and no resampling is allowed.
-    """
-    product, wish = lock.loaded.products[scene.product], lock.loaded.wishes[scene.product]
-    pixel_m = lock.loaded.pixel_m(product.id)
-    bands = [product.band(name) for name in lock.loaded.bands(product.id)]
-    found: dict[tuple[str, float, bool], list[tuple[str, int, int]]] = defaultdict(list)
-    for position, band in enumerate(bands):
-        there = files_of(band.name, scene, product)
-        finer = wish.resampling is not None or product.warp is not None
-        native_m = band.pixel_m if product.warp is None else pixel_m
-        file = choose_file(there, native_m=native_m, stored_m=pixel_m, finer=finer)
-        if file is None and there:
-            raise RecipeError(
-                f"{product.id}: band {band.name} of provider {scene.provider} has finer pixels "
-                f"than the stored {pixel_m:g} m; name a `resampling` for the product, or leave "
-                "the band out."
-            )
-        # Of a file that is not there the reader says `gone`, by the band's name.
-        asset, file_m = (band.name, pixel_m) if file is None else (file.asset, file.pixel_m)
-        where = address(scene, asset), file_m or native_m, False
-        found[where].append((asset, band.index, position))
-    for layer in product.mask_layers:
-        there = files_of(layer.name, scene, product) if layer.per_band else ()
-        file = choose_file(there, native_m=layer.pixel_m, stored_m=pixel_m, finer=True)
-        if file is not None:
-            where = address(scene, file.asset), file.pixel_m or layer.pixel_m, True
-            found[where] += [
-                (file.asset, band.index, position) for position, band in enumerate(bands)
-            ]
-    files = []
-    for (_, file_m, marks), entries in found.items():
-        assets, indexes, positions = zip(*entries, strict=True)
-        inset_m = 0.0 if marks else max(bands[position].inset_m for position in positions)
-        files.append(_File(assets, file_m, indexes, positions, marks, inset_m))
-    return sorted(files, key=lambda file: (file.marks, file.assets[0], file.file_m))
 
 
 def _finish(
@@ -289,7 +238,8 @@ def _finish(
     except GiveUp as error:
         return Failure(error.failure, str(error))
     seen = fractions(picture.codes, wish.cloudy)
-    refused = judge(seen, wish)
+    source = weakest(mask.source for mask in masks)
+    refused = judge(seen, wish, source)
     if refused is not None:
         return refused
     return Finished(
@@ -301,7 +251,7 @@ def _finish(
         saturated_count=picture.saturated_count,
         resampling=_strongest(words),
         files=(*files, *_mask_files(pick.scenes, masks)),
-        masked=all(mask.files for mask in masks),
+        mask_source=source,
     )
 
 
@@ -330,11 +280,11 @@ def _exposure(
 def _stack(pieces: Sequence[_Piece], spec: ArraySpec, nodata: float | None) -> Pixels:
     """Return the bands of some files in storage order, shape (band, y, x)."""
     arrays = [piece.cut.apply(_pixels(piece), nodata) for piece in pieces]
-    if len(pieces) == 1 and pieces[0].file.positions == tuple(range(len(spec.bands))):
+    if len(pieces) == 1 and pieces[0].file.bands == spec.bands:
         return arrays[0]
     stacked = np.empty(spec.shape, np.result_type(*arrays))
     for piece, array in zip(pieces, arrays, strict=True):
-        stacked[list(piece.file.positions)] = array
+        stacked[[spec.bands.index(band) for band in piece.file.bands]] = array
     return stacked
 
 

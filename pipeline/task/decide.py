@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -19,14 +19,17 @@ from pipeline.stages.extract import (
     listed_by,
     needed_scenes,
     passes_unmasked,
+    tried_by,
+    unmasked,
     unsuitable,
+    weakest,
 )
 from pipeline.store.shard import ArraySpec
 from pipeline.task.audit import Audit
 from pipeline.task.bands import Finished, Pick, Result, read_bands
 from pipeline.task.cut import place
 from pipeline.task.lock import Lock
-from pipeline.task.quality import Quality, SceneMask
+from pipeline.task.quality import Pair, Quality, SceneMask, key_of
 from pipeline.task.read import Reader
 
 #: Files of quality layers read at once: they are small, so waiting for answers is what they cost.
@@ -95,16 +98,30 @@ def _by_masks(
     while asked := [trial for trial in trials if trial.open]:
         for whom in (_leader, _followers):
             asked = [trial for trial in asked if _each(trial, whom, _suits(lock))]
+            # An offset that was not removed looks like haze: before an image says what is cloudy,
+            # it must be what its catalogue says.
+            telling = {s for s in needed_scenes(asked, whom) if quality.from_image(s)}
+            audit.load(sorted(telling), threads)
+            asked = [trial for trial in asked if _each(trial, whom, _is_as_stated(audit, telling))]
             listed = listed_by(trial for trial in trials if trial.open)
+            tried = tried_by(asked, whom)
+            # Quality layers are small: read once for every patch that may come to the scene. Bands
+            # are not: read for those alone that are at it now.
             wanted = {
-                scene: _in_zone(listed[scene], lock.scenes[scene], lock)
+                scene: _in_zone(
+                    tried[scene] if quality.from_image(scene) else listed[scene],
+                    lock.scenes[scene],
+                    lock,
+                )
                 for scene in needed_scenes(asked, whom)
             }
             quality.load(wanted, threads)
             asked = [trial for trial in asked if _each(trial, whom, _looks_good(lock, quality))]
-        audit.load(needed_scenes(asked, _members), threads)
+            quality.keep(_pairs(trials))
+        needed = needed_scenes(asked, _members)
+        audit.load(needed, threads)
         for trial in asked:
-            trial.accepted = _each(trial, _members, _is_as_stated(audit))
+            trial.accepted = _each(trial, _members, _is_as_stated(audit, set(needed)))
 
 
 def _in_zone(patches: Sequence[PlannedPatch], scene: Scene, lock: Lock) -> list[PlannedPatch]:
@@ -112,6 +129,17 @@ def _in_zone(patches: Sequence[PlannedPatch], scene: Scene, lock: Lock) -> list[
     if lock.loaded.products[scene.product].warp is not None:
         return list(patches)
     return [patch for patch in patches if same_zone(patch.epsg, scene.epsg)]
+
+
+def _pairs(trials: Iterable[Trial]) -> set[Pair]:
+    """Return the patches that are still in play, each with every scene it is at."""
+    return {
+        (key_of(member), scene)
+        for trial in trials
+        if trial.open or trial.accepted
+        for member in trial.members
+        for scene in trial.scenes(member)
+    }
 
 
 def _by_bands(results: Iterable[tuple[Pick, Result]], decided: dict[int, Decided]) -> None:
@@ -190,19 +218,21 @@ def _looks_good(lock: Lock, quality: Quality) -> Question:
             mask = quality.get(member, name)
             if isinstance(mask, Failure):
                 return mask
-            if not mask.files and not passes_unmasked(product, wish):
-                return Rejected(reason="unmasked", detail=f"{name} has no quality layers")
+            if mask.source == "none" and not passes_unmasked(product, wish):
+                return unmasked(lock.scenes[name], product)
             masks.append(mask)
-        return judge(fractions(_first_seen(masks), wish.cloudy), wish)
+        source = weakest(mask.source for mask in masks)
+        return judge(fractions(_first_seen(masks), wish.cloudy), wish, source)
 
     return ask
 
 
-def _is_as_stated(audit: Audit) -> Question:
+def _is_as_stated(audit: Audit, audited: Collection[str]) -> Question:
     """Return the question whether a candidate's pixels are what its catalogue says."""
 
     def ask(trial: Trial, member: PlannedPatch) -> Rejected | Failure | None:
-        verdicts = (audit.verdict(name) for name in trial.scenes(member))
+        names = [name for name in trial.scenes(member) if name in audited]
+        verdicts = (audit.verdict(name) for name in names)
         return next((verdict for verdict in verdicts if verdict is not None), None)
 
     return ask
@@ -225,5 +255,6 @@ def _pick(trial: Trial, member: PlannedPatch, lock: Lock, quality: Quality) -> P
     places = tuple(
         place(member, scene, size_px=size_px, pixel_m=pixel_m, warped=warped) for scene in scenes
     )
+    kept = tuple(quality.take(member, name) for name in names)
     quality.forget(member)
-    return Pick(trial, member, scenes, masks, places)
+    return Pick(trial, member, scenes, masks, places, kept)

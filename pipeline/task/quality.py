@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import GiveUp
-from pipeline.products.catalogue import LEGEND, MaskLayer
+from pipeline.products.catalogue import LEGEND
 from pipeline.raster.masks import FILL, decode, native_dtype, pack
+from pipeline.raster.thresholds import derive
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import PlannedPatch, Scene
-from pipeline.stages.extract import Failure, address, choose_file, files_of, masked
-from pipeline.task.cut import Cut, Placement, cut, place
-from pipeline.task.read import Pixels, Reader, Request
+from pipeline.stages.extract import Failure, mask_source
+from pipeline.task.cut import Placement, place
+from pipeline.task.looks import Kept, Look, looks_at_image, looks_at_layers
+from pipeline.task.read import Pixels, Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,14 @@ class SceneMask:
     native: NDArray[Any] | None
     """Packed as delivered; None if the product has no quality layers."""
     files: tuple[str, ...]
-    """Names of the assets that were read; none where the scene has no quality layers."""
+    """Names of the assets that were read; none where nothing decides."""
+    source: str
+    """What decided, in the ledger's word (`pipeline.stages.extract.mask_source`)."""
+
+
+#: A patch and a scene that may serve it.
+Pair = tuple[tuple[str, int, int], str]
+_Answer = tuple[Look, list[Pixels | Failure]]
 
 
 def key_of(patch: PlannedPatch) -> tuple[str, int, int]:
@@ -39,13 +48,21 @@ def key_of(patch: PlannedPatch) -> tuple[str, int, int]:
 
 
 class Quality:
-    """Masks by patch and scene. All windows of a file are read together, and kept until used."""
+    """Masks by patch and scene. All windows of a file are read together, and kept until used.
+
+    Where a mask is made from bands of the image, those that are stored too are kept beside it.
+    """
 
     def __init__(self, loaded: LoadedRecipe, scenes: Mapping[str, Scene], reader: Reader) -> None:
         self._loaded = loaded
         self._scenes = scenes
         self._reader = reader
-        self._masks: dict[tuple[tuple[str, int, int], str], SceneMask | Failure] = {}
+        self._masks: dict[Pair, SceneMask | Failure] = {}
+        self._kept: dict[Pair, tuple[Kept, ...]] = {}
+
+    def from_image(self, scene: str) -> bool:
+        """Return whether a scene's masks are made from bands of its image."""
+        return self._source(self._scenes[scene]) not in ("product", "none")
 
     def load(self, wanted: Mapping[str, Sequence[PlannedPatch]], threads: Executor) -> None:
         """Read the masks of some scenes, each for its patches, unless they are there already."""
@@ -54,19 +71,33 @@ class Quality:
             absent = [p for p in patches if (key_of(p), name) not in self._masks]
             if absent:
                 todo[name] = absent
-        asked = [layers for name, patches in todo.items() for layers in self._ask(name, patches)]
-        answers = threads.map(lambda layers: self._reader.read(layers.request), asked)
+        asked = [
+            (name, ask)
+            for name, patches in todo.items()
+            for ask in self._ask(self._scenes[name], patches)
+        ]
+        answers = threads.map(lambda pair: self._reader.read(pair[1].request), asked)
         by_scene: dict[str, list[_Answer]] = defaultdict(list)
-        for layers, answer in zip(asked, answers, strict=True):
-            by_scene[layers.request.scene.scene].append(_Answer(layers, answer))
+        for (name, ask), pixels in zip(asked, answers, strict=True):
+            by_scene[name].append((ask, pixels))
         for name, patches in todo.items():
             for position, patch in enumerate(patches):
                 made = self._decode(patch, self._scenes[name], position, by_scene[name])
                 self._masks[key_of(patch), name] = made
+            # The raw windows of all scenes need not lie in memory beside what is kept of them.
+            by_scene.pop(name, None)
 
     def get(self, patch: PlannedPatch, scene: str) -> SceneMask | Failure:
         """Return what `load` read."""
         return self._masks[key_of(patch), scene]
+
+    def take(self, patch: PlannedPatch, scene: str) -> tuple[Kept, ...]:
+        """Hand over what was read of the image for a mask; it is kept no longer."""
+        return self._kept.pop((key_of(patch), scene), ())
+
+    def keep(self, tried: Collection[Pair]) -> None:
+        """Let go of what was read of the image for other patches and scenes than these."""
+        self._kept = {key: kept for key, kept in self._kept.items() if key in tried}
 
     def forget(self, patch: PlannedPatch) -> None:
         """Let go of a patch's masks: it is decided."""
@@ -74,28 +105,16 @@ class Quality:
             for scene in candidate:
                 self._masks.pop((key_of(patch), scene), None)
 
-    def _ask(self, name: str, patches: Sequence[PlannedPatch]) -> list[_Layers]:
-        """Return one request for each file that holds quality layers of a scene."""
-        scene = self._scenes[name]
-        product = self._loaded.products[scene.product]
-        if not masked(scene, product):
+    def _source(self, scene: Scene) -> str:
+        return mask_source(scene, self._loaded.products[scene.product])
+
+    def _ask(self, scene: Scene, patches: Sequence[PlannedPatch]) -> list[Look]:
+        """Return one request for each file from which a scene's masks are made."""
+        source = self._source(scene)
+        if source == "none":
             return []
-        pixel_m = self._loaded.pixel_m(product.id)
-        by_file: dict[tuple[str, float], list[tuple[str, MaskLayer]]] = defaultdict(list)
-        for layer in product.mask_layers:
-            file = choose_file(
-                files_of(layer.name, scene, product),
-                native_m=layer.pixel_m,
-                stored_m=pixel_m,
-                finer=True,
-            )
-            if file is not None and not layer.per_band:
-                where = address(scene, file.asset), file.pixel_m or layer.pixel_m
-                by_file[where].append((file.asset, layer))
-        return [
-            _Layers.of(scene, file_m, layers, [self._place(p, scene) for p in patches])
-            for (_, file_m), layers in by_file.items()
-        ]
+        looks = looks_at_layers if source == "product" else looks_at_image
+        return looks(scene, [self._place(patch, scene) for patch in patches], self._loaded)
 
     def _place(self, patch: PlannedPatch, scene: Scene) -> Placement:
         return place(
@@ -110,60 +129,31 @@ class Quality:
         self, patch: PlannedPatch, scene: Scene, position: int, answers: Sequence[_Answer]
     ) -> SceneMask | Failure:
         product = self._loaded.products[patch.product]
-        spot = self._place(patch, scene)
+        spot, source = self._place(patch, scene), self._source(scene)
         codes = np.full((spot.size_px, spot.size_px), FILL, np.uint8)
-        if not answers:
+        native: NDArray[Any] | None = None
+        if product.mask_layers:
+            native = np.zeros(codes.shape, native_dtype(product))
+        if source == "none":
             codes[spot.inside] = LEGEND["valid"]
-            blank = np.zeros(codes.shape, native_dtype(product)) if product.mask_layers else None
-            return SceneMask(codes, blank, ())
-        layers: dict[str, Pixels] = {}
-        for answer in answers:
-            pixels = answer.pixels[position]
+            return SceneMask(codes, native, (), source)
+        read: dict[str, Pixels] = {}
+        kept: list[Kept] = []
+        for look, windows in answers:
+            pixels = windows[position]
             if isinstance(pixels, Failure):
                 return pixels
-            layers.update(answer.asked.stored(position, pixels))
+            read |= look.stored(position, pixels)
+            kept += look.kept(position, pixels, self._loaded.bands(product.id))
         try:
-            seen, native = decode(layers, product), pack(layers, product)
+            if source == "product":
+                seen, native = decode(read, product), pack(read, product)
+            else:
+                seen = derive(read, product, offset_add=scene.offset_add)
         except GiveUp as error:
             return Failure(error.failure, f"{scene.scene}: {error}")
+        if kept:
+            self._kept[key_of(patch), scene.scene] = tuple(kept)
         codes[spot.inside] = seen[spot.inside]
-        files = dict.fromkeys(name for a in answers for name in a.asked.request.assets)
-        return SceneMask(codes, native, tuple(files))
-
-
-@dataclass(frozen=True, slots=True)
-class _Layers:
-    """A request for the quality layers in one file."""
-
-    request: Request
-    names: tuple[str, ...]
-    cuts: tuple[Cut, ...]
-
-    @classmethod
-    def of(
-        cls,
-        scene: Scene,
-        file_m: float,
-        layers: Sequence[tuple[str, MaskLayer]],
-        places: Sequence[Placement],
-    ) -> _Layers:
-        cuts = tuple(cut(spot, file_m) for spot in places)
-        request = Request(
-            scene,
-            tuple(asset for asset, _ in layers),
-            file_m,
-            tuple(layer.index for _, layer in layers),
-            tuple(c.window for c in cuts),
-            fill=0,
-        )
-        return cls(request, tuple(layer.name for _, layer in layers), cuts)
-
-    def stored(self, position: int, pixels: Pixels) -> dict[str, Pixels]:
-        """Return the layers of one patch by name, brought to the stored pixels."""
-        return dict(zip(self.names, self.cuts[position].apply(pixels, None), strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    asked: _Layers
-    pixels: list[Pixels | Failure]
+        files = dict.fromkeys(name for look, _ in answers for name in look.request.assets)
+        return SceneMask(codes, native, tuple(files), source)

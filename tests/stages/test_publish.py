@@ -175,6 +175,7 @@ def written(keys: list[tuple[str, str, str]]) -> pa.Table:
             ),
             "clear_fraction": pa.array([None] * count, pa.float64()),
             "valid_fraction": [1.0] * count,
+            "mask_source": ["product"] * count,
             "absent_bands": pa.array([[]] * count, pa.list_(pa.string())),
             "residual": pa.array([[]] * count, pa.list_(pa.float64())),
             "pixel_digest": [""] * count,
