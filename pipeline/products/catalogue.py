@@ -199,6 +199,9 @@ class ProviderFacts(_Strict):
     only: dict[str, str] = {}
     """Item property (or `id`) to a regular expression that all of its value must fit. Items that do
     not are of another product: one collection may hold several sensors."""
+    codes: dict[str, int] = {}
+    """Labels only: the code that this provider delivers (as text) to the product's own. Empty: they
+    are the same. A code that is not here is an error."""
 
 
 class Product(_Strict):
@@ -266,6 +269,12 @@ class Product(_Strict):
             self._can_be_masked(self.mask)
         if set(self.colours) - set(self.classes):
             raise ValueError("has `colours` of codes that are not in `classes`")
+        for name, facts in self.providers.items():
+            if strange := {str(code) for code in facts.codes.values()} - set(self.classes):
+                raise ValueError(
+                    f"has `providers.{name}.codes` for {', '.join(sorted(strange))}, which "
+                    "`classes` does not name"
+                )
         return self
 
     def _can_be_masked(self, mask: MaskMethod) -> None:

@@ -7,7 +7,7 @@ attributes, and physical units are made where the data are used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,37 @@ def harmonise(
     stored = whole.astype(product.stored_dtype)
     np.copyto(stored, int(product.fill), where=fill)
     return Harmonised(stored, fill, saturated)
+
+
+def recoded(
+    delivered: NDArray[Any], codes: Mapping[str, int], nodata: float | None, name: str
+) -> NDArray[Any]:
+    """Return a provider's class codes as the product has them; `nodata` stays what it is.
+
+    Parameters
+    ----------
+    delivered : array of any shape
+        Codes as read.
+    codes : mapping of str to int
+        Delivered code (as text) to the product's; empty: they are the same.
+    name : str
+        What was read, for the message.
+
+    Raises
+    ------
+    GiveUp
+        `corrupt`: a code is not in the table.
+    """
+    if not codes:
+        return delivered
+    known, place = np.unique(delivered, return_inverse=True)
+    table = {float(code): own for code, own in codes.items()}
+    if nodata is not None:
+        table[float(nodata)] = int(nodata)
+    if strange := [value for value in known.tolist() if value not in table]:
+        raise GiveUp(f"{name}: class codes {strange[:5]} are not in its table.", failure="corrupt")
+    own_codes = np.array([table[value] for value in known.tolist()], dtype=np.int32)
+    return own_codes[place.reshape(delivered.shape)]
 
 
 def _converted(delivered: NDArray[Any], conversions: Sequence[Convert]) -> NDArray[np.float32]:

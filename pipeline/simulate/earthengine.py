@@ -34,7 +34,8 @@ from rasterio.io import MemoryFile
 
 from pipeline.errors import RecipeError
 from pipeline.simulate.earthengine_graph import EarthEngineRefusal, evaluate, invalid, shipped
-from pipeline.simulate.earthengine_images import Grid, Image, Pixels, World
+from pipeline.simulate.earthengine_images import Grid, Image, Pixels
+from pipeline.simulate.earthengine_shelves import load_world
 from pipeline.simulate.faults import FaultDice, Faults
 
 #: Limits of one request, and of one project (developers.google.com/earth-engine/guides/usage).
@@ -103,7 +104,8 @@ class EarthEngineServer:
         port: int = 0,
     ) -> None:
         self.project = project
-        self.world = World(folder)
+        self.folder = folder
+        self.world = load_world(folder)
         self.dice = FaultDice(faults or Faults())
         self.retry_after_s = (faults or Faults()).retry_after_s
         self.latency_s = (faults or Faults()).latency_s
@@ -215,9 +217,11 @@ class EarthEngineServer:
     # --- what is answered --------------------------------------------------------------------
 
     def compute(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Answer `value:compute`: images are described."""
+        """Answer `value:compute`: images are described, tables are told."""
         self.asked.append(("value:compute", body))
         value = evaluate(body.get("expression"), self.world.functions)
+        if isinstance(value, dict):
+            return {"result": value}
         return {"result": [v.info() if isinstance(v, Image) else v for v in value]}
 
     def pixels(self, body: dict[str, Any]) -> tuple[bytes, str]:

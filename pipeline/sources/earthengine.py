@@ -74,14 +74,28 @@ class EarthEngine:
             raise GiveUp(f"Earth Engine, {what}: the answer is no list.", failure="corrupt")
         return answer
 
+    def properties(self, image: str, version: int) -> dict[str, Any]:
+        """Return the properties of one version of an image, without those of the system."""
+        answer = self._ask(lambda: ee.data.computeValue(properties_of(image, version)), image)
+        if not isinstance(answer, dict):
+            raise GiveUp(f"Earth Engine, {image}: the answer is no table.", failure="corrupt")
+        return answer
+
     def npy(
-        self, image: str, version: int, bands: Sequence[str], grid: PixelGrid, *, fill: float
+        self,
+        image: str,
+        version: int,
+        bands: Sequence[str],
+        grid: PixelGrid,
+        *,
+        fill: float,
+        method: str,
     ) -> bytes:
         """Return pixels of bands of one version of an image, as a structured NPY of (y, x)."""
 
         def call() -> bytes:
             wish = {
-                "expression": pixels_of(image, version, bands, fill),
+                "expression": pixels_of(image, version, bands, fill, method),
                 "fileFormat": "NPY",
                 "grid": grid_of(grid),
             }
@@ -136,14 +150,26 @@ def images_of(query: Query, count: int, offset: int) -> Any:
     return images.toList(count, offset)
 
 
-def pixels_of(image: str, version: int, bands: Sequence[str], fill: float) -> Any:
+def properties_of(image: str, version: int) -> Any:
+    """Return the expression for the properties of one version of an image."""
+    return ee.Image(image, version).toDictionary()
+
+
+def pixels_of(
+    image: str, version: int, bands: Sequence[str], fill: float, method: str = "nearest"
+) -> Any:
     """Return the expression for bands of one version of an image, with `fill` where masked.
 
-    Without it Earth Engine delivers 0 there, which may be a value.
+    Without it Earth Engine delivers 0 there, which may be a value. The nearest pixel is what Earth
+    Engine takes unasked; it also stands in where another method has not all the pixels that it
+    needs, so that a cell across two tiles has no seam.
     """
     whole = float(fill).is_integer() and abs(fill) <= _MOST_INTEGER
     value = int(fill) if whole else float(fill)
-    return ee.Image(image, version).select(list(bands)).unmask(value, sameFootprint=False)
+    found = ee.Image(image, version).select(list(bands))
+    if method != "nearest":
+        found = found.resample(method).unmask(found, sameFootprint=False)
+    return found.unmask(value, sameFootprint=False)
 
 
 def grid_of(grid: PixelGrid) -> dict[str, Any]:

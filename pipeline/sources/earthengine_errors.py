@@ -21,9 +21,13 @@ _PASSING = {
     "quota exceeded": "throttled",
     "capacity exceeded": "throttled",
     "computation timed out": "timeout",
+    "deadline exceeded": "timeout",
 }
 _FINAL = {
     "memory limit exceeded": "too-large",
+    "computed value is too large": "too-large",
+    "collection query aborted after accumulating over": "too-large",
+    "response size exceeds limit": "too-large",
     "total request size": "too-large",
     "pixel grid dimensions": "too-large",
     "number of bands": "too-large",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import GiveUp, RecipeError, TryAgain
 from pipeline.ports import PixelGrid
+from pipeline.sources.earthengine_mtl import mtl_of
 from pipeline.sources.limits import Limits
 from pipeline.sources.providers import Provider, check_href
 
@@ -99,19 +100,28 @@ class EarthEnginePixels:
         """Requests for pixels made so far, repeated ones included."""
         return self._limits.requests
 
-    def pixels(self, href: str, bands: Sequence[str], grid: PixelGrid, *, fill: float) -> Pixels:
+    def pixels(
+        self,
+        href: str,
+        bands: Sequence[str],
+        grid: PixelGrid,
+        *,
+        fill: float,
+        method: str = "nearest",
+    ) -> Pixels:
         """Return the pixels (band, y, x) of some bands of an image; `fill` where it has none.
 
         What does not fit one request is cut into several; a piece that Earth Engine has not the
-        memory for is halved until it has.
+        memory for is halved until it has. Where the image has another grid Earth Engine warps it,
+        by `method` (`nearest` or `bilinear`), exactly onto the grid that is asked for.
         """
         check_href(self._provider, href)
         if fill != fill:
-            pixels = self.pixels(href, bands, grid, fill=_NO_NUMBER)
+            pixels = self.pixels(href, bands, grid, fill=_NO_NUMBER, method=method)
             return np.where(pixels <= _NO_NUMBER, np.nan, pixels)
         image, version = parse_address(href)
         parts = [
-            (part, self._part(image, version, bands[part.bands], part.grid(grid), fill))
+            (part, self._part(image, version, bands[part.bands], part.grid(grid), fill, method))
             for part in parts_of(grid.width_px, grid.height_px, len(bands))
         ]
         if len(parts) == 1:
@@ -122,11 +132,23 @@ class EarthEnginePixels:
             whole[part.bands, part.rows, part.cols] = pixels
         return whole
 
+    def document(self, href: str) -> bytes:
+        """Return a Landsat scene's MTL.json, as far as the image's properties repeat it."""
+        check_href(self._provider, href)
+        image, version = parse_address(href)
+        return mtl_of(self._limits.call(lambda: self._engine.properties(image, version)))
+
     def _part(
-        self, image: str, version: int, bands: Sequence[str], grid: PixelGrid, fill: float
+        self,
+        image: str,
+        version: int,
+        bands: Sequence[str],
+        grid: PixelGrid,
+        fill: float,
+        method: str,
     ) -> Pixels:
         def ask() -> Pixels:
-            data = self._engine.npy(image, version, bands, grid, fill=fill)
+            data = self._engine.npy(image, version, bands, grid, fill=fill, method=method)
             return _parse(data, bands, grid, image)
 
         try:
@@ -135,7 +157,7 @@ class EarthEnginePixels:
             halves = _halves(grid) if error.failure == "too-large" else ()
             if not halves:
                 raise
-        again = partial(self._part, image, version, bands, fill=fill)
+        again = partial(self._part, image, version, bands, fill=fill, method=method)
         return np.concatenate([again(half) for half in halves], axis=1)
 
 

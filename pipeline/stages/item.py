@@ -171,7 +171,7 @@ def footprint(item: Mapping[str, Any]) -> shapely.Geometry:
         raise Unfit("no-geometry", f"geometry cannot be read: {error}") from None
     if not len(corners) or not np.isfinite(corners).all() or (np.abs(corners) > (360, 90)).any():
         raise Unfit("no-geometry", "geometry is empty or leaves the globe")
-    if np.ptp(corners[:, 0]) > 180:
+    if np.abs(np.diff(corners[:, 0])).max() > 180:
         shape = shapely.transform(shape, _unwrapped)
     shape = _polygons(shape if shape.is_valid else shapely.make_valid(shape))
     if shape.bounds[0] < -180 or shape.bounds[2] > 180:

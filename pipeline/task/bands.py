@@ -173,14 +173,19 @@ def _jobs(
             else:
                 prepare = None
             patches = [pick for pick, _, _ in taken]
-            warp = _warp(patches, product, lock.loaded.pixel_m(product.id), prepare)
+            codes = product.providers[scene.provider].codes
+            warp = _warp(patches, product, lock.loaded.pixel_m(product.id), prepare, codes)
             windows = tuple(how.window for _, _, how in taken)
             request = request_of(file, windows, scene, lock.loaded, warp=warp)
             yield _Job(request, file, tuple(taken))
 
 
 def _warp(
-    picks: Sequence[Pick], product: Product, pixel_m: float, prepare: Prepare | None
+    picks: Sequence[Pick],
+    product: Product,
+    pixel_m: float,
+    prepare: Prepare | None,
+    codes: Mapping[str, int],
 ) -> Warp | None:
     """Return how the pixels of a product without a lattice come onto those of patches."""
     if product.warp is None:
@@ -196,7 +201,7 @@ def _warp(
         )
         for pick in picks
     )
-    return Warp(grids, product.warp, product.nodata, prepare)
+    return Warp(grids, product.warp, product.nodata, prepare, codes)
 
 
 def _finish(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -14,8 +15,10 @@ from pipeline.errors import GiveUp, TryAgain
 from pipeline.ports import ByteSource, PixelGrid, PixelSource, Stat
 from pipeline.raster.blocks import AssetRaster, open_asset
 from pipeline.raster.lattice import Window
+from pipeline.raster.radiometry import recoded
 from pipeline.raster.warp import Prepare, WarpedRaster, open_warped
 from pipeline.records import Asset, Scene, Source
+from pipeline.sources.checksum import check_bytes
 from pipeline.stages.extract import Failure
 
 Pixels = NDArray[Any]
@@ -37,6 +40,8 @@ class Warp:
     nodata: float | None
     prepare: Prepare | None = None
     """What is done to delivered pixels before they are moved."""
+    codes: Mapping[str, int] = field(default_factory=dict)
+    """Delivered class codes (as text) and the product's own; empty: they are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,7 @@ class Reader:
             return [Failure(error.failure, str(error))] * len(request.windows)
 
     def document(self, scene: Scene, asset: str) -> bytes | Failure:
-        """Return a file of a scene's metadata, whole.
+        """Return a file of a scene's metadata, whole, as its catalogue's checksum has it if stated.
 
         Raises
         ------
@@ -142,7 +147,8 @@ class Reader:
             there = _asset(scene, (asset,))
             source = self._source_of(scene)
             if isinstance(source, PixelSource):
-                raise GiveUp(f"{there.href}: {scene.provider} serves pixels only.", failure="gone")
+                self._keep(Source(href=there.href, etag=None, size_bytes=None))
+                return source.document(there.href)
             stat = source.stat(there.href)
             if stat.size_bytes > _LARGEST_DOCUMENT_BYTES:
                 raise GiveUp(
@@ -151,7 +157,9 @@ class Reader:
                     failure="wrong-size",
                 )
             self._compare(there, stat)
-            return source.ranges(there.href, [(0, stat.size_bytes)])[0]
+            data = source.ranges(there.href, [(0, stat.size_bytes)])[0]
+            check_bytes(there.href, data, there.checksum)
+            return data
         except GiveUp as error:
             return Failure(error.failure, str(error))
         except TryAgain as error:
@@ -200,7 +208,13 @@ class Reader:
 
         def one(grid: PixelGrid) -> Pixels | Failure:
             try:
-                return source.pixels(asset.href, request.assets, grid, fill=request.fill)
+                if how is None:
+                    return source.pixels(asset.href, request.assets, grid, fill=request.fill)
+                fill = math.nan if how.nodata is None else how.nodata
+                pixels = source.pixels(
+                    asset.href, request.assets, grid, fill=fill, method=how.method
+                )
+                return recoded(pixels, how.codes, how.nodata, asset.href)
             except GiveUp as error:
                 return Failure(error.failure, str(error))
             except TryAgain as error:
@@ -208,13 +222,14 @@ class Reader:
                     raise
                 return Failure(error.failure, str(error))
 
-        grids = [_grid(window, request) for window in request.windows]
-        if request.warp is not None:
-            grids = list(request.warp.grids)
+        how = request.warp
+        if how is None:
+            grids = [_grid(window, request) for window in request.windows]
+        else:
+            grids = list(how.grids)
         with ThreadPoolExecutor(source.concurrency, "windows") as pool:
             found = list(pool.map(one, grids))
-        with self._lock:
-            self._used[asset.href] = Source(href=asset.href, etag=None, size_bytes=None)
+        self._keep(Source(href=asset.href, etag=None, size_bytes=None))
         return found
 
     def _windows(self, raster: AssetRaster, request: Request) -> list[Pixels | Failure]:
@@ -238,9 +253,10 @@ class Reader:
 
         def one(raster: WarpedRaster, grid: PixelGrid) -> Pixels | Failure:
             try:
-                return raster.read(
+                pixels = raster.read(
                     request.indexes, grid, method=how.method, nodata=how.nodata, prepare=how.prepare
                 )
+                return recoded(pixels, how.codes, how.nodata, asset.href)
             except GiveUp as error:
                 return Failure(error.failure, str(error))
 
@@ -259,8 +275,11 @@ class Reader:
                 f"and {found.etag}.",
                 failure="changed",
             )
+        self._keep(found)
+
+    def _keep(self, found: Source) -> None:
         with self._lock:
-            self._used[asset.href] = found
+            self._used[found.href] = found
 
 
 def _asset(scene: Scene, names: tuple[str, ...]) -> Asset:
@@ -277,8 +296,8 @@ def _grid(window: Window, request: Request) -> PixelGrid:
     scene, pixel_m = request.scene, request.file_m
     return PixelGrid(
         epsg=scene.epsg,
-        x_min_m=scene.x_min_m + window.col * pixel_m,
-        y_max_m=scene.y_max_m - window.row * pixel_m,
+        x_min_m=scene.x_min_m + request.inset_m + window.col * pixel_m,
+        y_max_m=scene.y_max_m - request.inset_m - window.row * pixel_m,
         pixel_m=pixel_m,
         width_px=window.width,
         height_px=window.height,

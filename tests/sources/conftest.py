@@ -71,3 +71,34 @@ def lasting_earth(small_archive: Path, tmp_path_factory: pytest.TempPathFactory)
     """Return what starts an endpoint for the tests of one file."""
     with endpoints(small_archive, tmp_path_factory.mktemp("keys")) as serve:
         yield serve
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable[..., dict[str, Any]]:
+    """Return what makes a call of a function, as a node of an Earth Engine expression."""
+
+    def call(name: str, **arguments: Any) -> dict[str, Any]:
+        nodes = {
+            key: value if isinstance(value, dict) else {"constantValue": value}
+            for key, value in arguments.items()
+        }
+        return {"functionInvocationValue": {"functionName": name, "arguments": nodes}}
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def unfolded() -> Callable[[dict[str, Any]], Any]:
+    """Return what puts the values that an expression refers to in their place."""
+
+    def unfolded(expression: dict[str, Any]) -> Any:
+        def put(node: Any) -> Any:
+            if isinstance(node, dict):
+                if set(node) == {"valueReference"}:
+                    return put(expression["values"][node["valueReference"]])
+                return {key: put(value) for key, value in node.items()}
+            return [put(item) for item in node] if isinstance(node, list) else node
+
+        return put(expression["values"][expression["result"]])
+
+    return unfolded

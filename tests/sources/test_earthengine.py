@@ -87,55 +87,7 @@ def band_of(archive_file: Path) -> Any:
 # --- what is asked -------------------------------------------------------------------------------
 
 
-def call(name: str, **arguments: Any) -> dict[str, Any]:
-    """Return a call of a function as a node of an expression; other values are constants."""
-    nodes = {
-        key: value if isinstance(value, dict) else {"constantValue": value}
-        for key, value in arguments.items()
-    }
-    return {"functionInvocationValue": {"functionName": name, "arguments": nodes}}
-
-
-def unfolded(expression: dict[str, Any]) -> Any:
-    """Return an expression with what its values refer to put in their place."""
-
-    def put(node: Any) -> Any:
-        if isinstance(node, dict):
-            if set(node) == {"valueReference"}:
-                return put(expression["values"][node["valueReference"]])
-            return {key: put(value) for key, value in node.items()}
-        return [put(item) for item in node] if isinstance(node, list) else node
-
-    return put(expression["values"][expression["result"]])
-
-
-def test_the_whole_expression_of_a_search(earth: Any) -> None:
-    server = earth()
-    search(server, page_size=7)
-    (name, body), *_ = server.asked
-    assert (name, set(body)) == ("value:compute", {"expression"})
-    times = call(
-        "Filter.dateRangeContains",
-        leftValue=call("DateRange", start=1680307200000, end=1682899200000),
-        rightField="system:time_start",
-    )
-    box = call(
-        "GeometryConstructors.Rectangle",
-        coordinates=[15.0, 51.8, 15.1, 52.0],
-        crs=call("Projection", crs="EPSG:4326"),
-        geodesic=False,
-    )
-    place = call("Filter.intersects", leftField=".all", rightValue=call("Feature", geometry=box))
-    images = call(
-        "Collection.filter",
-        collection=call("ImageCollection.load", id=S2),
-        filter=call("Filter.and", filters={"arrayValue": {"values": [times, place]}}),
-    )
-    expected = call("Collection.toList", collection=images, count=7, offset=0)
-    assert unfolded(body["expression"]) == expected
-
-
-def test_a_query_without_place_and_time_has_no_filter(earth: Any) -> None:
+def test_a_query_without_place_and_time_has_no_filter(earth: Any, call: Any, unfolded: Any) -> None:
     server = earth()
     assert search(server, Query(SENTINEL.id, S2))
     expected = call(
@@ -144,7 +96,7 @@ def test_a_query_without_place_and_time_has_no_filter(earth: Any) -> None:
     assert unfolded(server.asked[0][1]["expression"]) == expected
 
 
-def test_the_whole_request_for_pixels(earth: Any) -> None:
+def test_the_whole_request_for_pixels(earth: Any, call: Any, unfolded: Any) -> None:
     server = earth()
     image = image_of(server)
     grid = PixelGrid(32633, 500_040.0, 5_750_100.0, 20.0, 5, 3)

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import shapely
 
 from pipeline.ports import PixelGrid, Query
 from pipeline.products.catalogue import Product, load_product, product_ids
-from pipeline.records import Scene
-from pipeline.sources.earthengine_items import EarthEngineCatalogue
+from pipeline.raster.landsat import conversion, parse_mtl
+from pipeline.records import Scene, Unusable
+from pipeline.sources.earthengine_items import EarthEngineCatalogue, item_of
 from pipeline.sources.earthengine_pixels import EarthEnginePixels
 from pipeline.sources.providers import load_provider
 from pipeline.stages.search import normalise
 
 SERVED = [name for name in product_ids() if "earth-engine" in load_product(name).providers]
+ON_A_LATTICE = [name for name in SERVED if load_product(name).warp is None]
+MAPS = [name for name in SERVED if load_product(name).kind == "labels"]
+LEVEL_1 = [name for name in SERVED if load_product(name).calibration]
 #: What the archive is asked for in place of a product that only Earth Engine has.
 MADE_OF = {"sentinel-1-grd-corrected": "sentinel-1-rtc"}
 
@@ -73,15 +78,143 @@ def test_a_product_s_images_are_scenes_with_every_band(server: Any, name: str) -
 
 
 @pytest.mark.parametrize("name", SERVED)
+def test_the_whole_expression_of_a_product_s_search(
+    server: Any, name: str, call: Any, unfolded: Any
+) -> None:
+    product = load_product(name)
+    dated = (datetime(2023, 4, 1, tzinfo=UTC), datetime(2023, 5, 1, tzinfo=UTC))
+    collection = product.providers["earth-engine"].collection
+    query = Query(name, collection, (15.0, 51.8, 15.1, 52.0), *dated)
+    before = len(server.asked)
+    list(EarthEngineCatalogue(load_provider("earth-engine", url=server.url), product).search(query))
+    times = call(
+        "Filter.dateRangeContains",
+        leftValue=call("DateRange", start=1680307200000, end=1682899200000),
+        rightField="system:time_start",
+    )
+    box = call(
+        "GeometryConstructors.Rectangle",
+        coordinates=[15.0, 51.8, 15.1, 52.0],
+        crs=call("Projection", crs="EPSG:4326"),
+        geodesic=False,
+    )
+    place = call("Filter.intersects", leftField=".all", rightValue=call("Feature", geometry=box))
+    both = call("Filter.and", filters={"arrayValue": {"values": [times, place]}})
+    expected = [
+        call(
+            "Collection.toList",
+            collection=call(
+                "Collection.filter", collection=call("ImageCollection.load", id=one), filter=both
+            ),
+            count=500,
+            offset=0,
+        )
+        for one in collection.split()
+    ]
+    asked = server.asked[before:]
+    assert [unfolded(body["expression"]) for _, body in asked] == expected
+    assert {kind for kind, _ in asked} == {"value:compute"}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_the_whole_expression_of_a_product_s_pixels(
+    server: Any, name: str, call: Any, unfolded: Any
+) -> None:
+    product, scene = load_product(name), scenes(server, load_product(name))[0]
+    source = EarthEnginePixels(load_provider("earth-engine", url=server.url))
+    assets = product.providers["earth-engine"].assets
+    bands = [assets[band.name][0].asset for band in product.bands]
+    fill = np.nan if product.nodata is None else product.nodata
+    grid = PixelGrid(32633, 500_040.0, 5_750_100.0, 20.0, 2, 2)
+    source.pixels(scene.assets[0].href, bands, grid, fill=fill, method=product.warp or "nearest")
+    image, _, version = scene.assets[0].href.removeprefix("ee://").partition("?version=")
+    expected = call(
+        "Image.select",
+        input=call("Image.load", id=image, version=int(version)),
+        bandSelectors=bands,
+    )
+    if product.warp == "bilinear":
+        smooth = call("Image.resample", image=expected, mode="bilinear")
+        expected = call("Image.unmask", input=smooth, value=expected, sameFootprint=False)
+    value = -1e30 if product.nodata is None else int(product.nodata)
+    expected = call(
+        "Image.unmask",
+        input=expected,
+        value=call("Image.constant", value=value),
+        sameFootprint=False,
+    )
+    kind, body = server.asked[-1]
+    assert kind == "image:computePixels"
+    assert unfolded(body["expression"]) == expected
+
+
+@pytest.mark.parametrize("name", LEVEL_1)
+def test_a_scene_s_coefficients_are_those_of_its_metadata_file(
+    server: Any, name: str, call: Any, unfolded: Any
+) -> None:
+    product, scene = load_product(name), scenes(server, load_product(name))[0]
+    source = EarthEnginePixels(load_provider("earth-engine", url=server.url))
+    found = parse_mtl(source.document(scene.assets[0].href), "found")
+    image, _, version = scene.assets[0].href.removeprefix("ee://").partition("?version=")
+    loaded = call("Image.load", id=image, version=int(version))
+    kind, body = server.asked[-1]
+    assert kind == "value:compute"
+    assert unfolded(body["expression"]) == call("Element.toDictionary", element=loaded)
+    when = scene.acquired.strftime("%Y-%m-%dT%H:%M:%S")
+    (item,) = (i for i in _items(server.folder) if _is(i, product, scene, when))
+    text = (server.folder / item["assets"]["MTL.json"]["href"]).read_bytes()
+    for band in product.bands:
+        assert conversion(found, band.name) == conversion(parse_mtl(text, "file"), band.name)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_map_with_a_class_that_is_not_known_is_not_used(server: Any, name: str) -> None:
+    product = load_product(name)
+    facts = product.providers["earth-engine"]
+    image = next(i for c in facts.collection.split() for i in server.world.collections[c])
+    (asset,) = (files[0].asset for files in facts.assets.values())
+    info = image.info()
+    known = info["properties"][f"{asset}_class_values"]
+    assert len(known) >= len(product.classes) - 1  # its table is Earth Engine's, but for no data
+    row = normalise(
+        item_of(info, product, "earth-engine", facts.collection), product, "earth-engine", None
+    )
+    assert isinstance(row, Scene)
+    info["properties"] = {**info["properties"], f"{asset}_class_values": [*known, 253]}
+    row = normalise(
+        item_of(info, product, "earth-engine", facts.collection), product, "earth-engine", None
+    )
+    assert isinstance(row, Unusable)
+    assert "253" in row.detail
+
+
+def test_an_image_of_the_whole_globe_is_everywhere(server: Any) -> None:
+    product = load_product("esa-worldcover")
+    facts = product.providers["earth-engine"]
+    info = server.world.collections["ESA/WorldCover/v200"][0].info()
+    infinite = [["-Infinity", -60], ["Infinity", -60], ["Infinity", 84], ["-Infinity", 84]]
+    for ring in ([[-180, -60], [180, -60], [180, 84], [-180, 84]], infinite):
+        outline = {"type": "LinearRing", "coordinates": [*ring, ring[0]]}
+        properties = {**info["properties"], "system:footprint": outline}
+        item = item_of(
+            {**info, "properties": properties}, product, "earth-engine", facts.collection
+        )
+        row = normalise(item, product, "earth-engine", None)
+        assert isinstance(row, Scene), row
+        assert shapely.from_wkb(row.geometry).equals(shapely.box(-180, -60, 180, 84))
+
+
+@pytest.mark.parametrize("name", ON_A_LATTICE)
 def test_a_product_s_pixels_are_those_of_the_archive(server: Any, name: str) -> None:
     product = load_product(name)
     scene = scenes(server, product)[0]
     source = EarthEnginePixels(load_provider("earth-engine", url=server.url))
-    for band in product.bands[:3]:
+    for band in product.bands if name in LEVEL_1 else product.bands[:3]:
         asset = product.providers["earth-engine"].assets[band.name][0].asset
-        size = round((scene.x_max_m - scene.x_min_m) / band.pixel_m)
-        height = round((scene.y_max_m - scene.y_min_m) / band.pixel_m)
-        grid = PixelGrid(scene.epsg, scene.x_min_m, scene.y_max_m, band.pixel_m, size, height)
+        size = round((scene.x_max_m - scene.x_min_m - 2 * band.inset_m) / band.pixel_m)
+        height = round((scene.y_max_m - scene.y_min_m - 2 * band.inset_m) / band.pixel_m)
+        x_m, y_m = scene.x_min_m + band.inset_m, scene.y_max_m - band.inset_m
+        grid = PixelGrid(scene.epsg, x_m, y_m, band.pixel_m, size, height)
         fill = 0.0 if product.nodata is None else product.nodata
         (found,) = source.pixels(scene.assets[0].href, [asset], grid, fill=fill)
         expected = delivered(server, scene, name, band.name)
@@ -96,9 +229,9 @@ def delivered(server: Any, scene: Scene, name: str, band: str) -> Any:
     product = load_product(MADE_OF.get(name, name))
     asset = product.providers["simulated"].assets[band][0].asset
     when = scene.acquired.strftime("%Y-%m-%dT%H:%M:%S")
-    for item in _items(server.world.folder):
+    for item in _items(server.folder):
         if asset in item["assets"] and _is(item, product, scene, when):
-            with rasterio.open(server.world.folder / item["assets"][asset]["href"]) as file:
+            with rasterio.open(server.folder / item["assets"][asset]["href"]) as file:
                 numbers = file.read(1)
     if name.startswith("sentinel-2"):
         return np.where(numbers == 0, 0, np.maximum(numbers.astype(int) - 1000, 0))
@@ -109,7 +242,7 @@ def delivered(server: Any, scene: Scene, name: str, band: str) -> Any:
 
 def _is(item: dict[str, Any], product: Product, scene: Scene, when: str) -> bool:
     facts = product.providers["simulated"]
-    transform = next(iter(item["assets"].values()))["proj:transform"]
+    transform = next(iter(item["assets"].values())).get("proj:transform") or [None] * 6
     corner = (transform[2], transform[5]) == (scene.x_min_m, scene.y_max_m)
     own = item["collection"] == facts.collection and f"/{product.id}/" in str(item["assets"])
     return corner and own and item["properties"]["datetime"].startswith(when)
