@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.errors import IntegrityError, RecipeError
+from pipeline.errors import GiveUp, IntegrityError, RecipeError, TryAgain
 from pipeline.ports import ObjectStore
 from pipeline.recipe import LoadedRecipe
 from pipeline.run.extract import planned_shards
@@ -20,6 +20,7 @@ from pipeline.store.version import numbers, read_version
 from pipeline.task.compare import Comparison, compare
 from pipeline.task.ledger_check import contradictions
 from pipeline.task.order import new_run
+from pipeline.task.whole_files import WholeFile, whole_files
 
 #: Bytes of an object that are read and hashed at once.
 _PIECE_BYTES = 16 * 2**20
@@ -37,13 +38,20 @@ class VerifyReport:
     compared: int = 0
     """Patches read again from their source and found equal."""
     unreadable: Counter[str] = field(default_factory=Counter)
-    """Patches drawn whose source cannot be read any more, by failure class: the stored pixels are
-    as they were written, but cannot be compared."""
+    """Patches and files drawn whose source cannot be read any more, by failure class: the stored
+    pixels are as they were written, but cannot be compared."""
+    files: int = 0
+    """Source files fetched whole and found to be what their catalogue's checksum says."""
     dataset_digest: str = ""
 
 
 def run_verify(
-    loaded: LoadedRecipe, store: ObjectStore, *, share: float = 0.01, seed: int = 0
+    loaded: LoadedRecipe,
+    store: ObjectStore,
+    *,
+    share: float = 0.01,
+    seed: int = 0,
+    files: int = 0,
 ) -> VerifyReport:
     """Hash what the newest revisions and all versions hold, and see that nothing contradicts it.
 
@@ -56,6 +64,9 @@ def run_verify(
         Of the written patches, drawn at random; 0: none, else at least one.
     seed : int
         Which ones are drawn.
+    files : int
+        So many of the source files whose catalogue states a checksum are drawn, fetched whole and
+        held to it; fewer if there are fewer.
 
     Raises
     ------
@@ -90,6 +101,7 @@ def run_verify(
     for shard, drawn in _drawn(store, revisions, share, seed).items():
         for found in compare(store, shard, revisions[shard], drawn, run=run):
             wrong += _judge(found, shard, report)
+    wrong += _check_files(store, revisions, files, seed, report)
     if wrong:
         raise IntegrityError(f"{store.url}: " + "; ".join(wrong) + ".")
     return report
@@ -193,3 +205,25 @@ def _judge(found: Comparison, shard: str, report: VerifyReport) -> list[str]:
     else:
         report.unreadable[found.source] += 1
     return []
+
+
+def _check_files(
+    store: ObjectStore, revisions: dict[str, int], number: int, seed: int, report: VerifyReport
+) -> list[str]:
+    """Hold some source files to their checksums; return what is wrong."""
+    draw, run, wrong = np.random.default_rng(seed), new_run(), []
+    drawn: dict[str, WholeFile] = {}
+    for shard in draw.permutation(sorted(revisions)).tolist() if number else ():
+        found = whole_files(store, shard, revisions[shard], run=run)
+        drawn |= {found[at].asset.href: found[at] for at in draw.permutation(len(found)).tolist()}
+        if len(drawn) >= number:
+            break
+    for file in list(drawn.values())[:number]:
+        try:
+            damage = file.check()
+        except (GiveUp, TryAgain) as error:
+            report.unreadable[error.failure] += 1
+            continue
+        report.files += not damage
+        wrong += [damage] if damage else []
+    return wrong

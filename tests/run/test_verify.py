@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.errors import IntegrityError
-from pipeline.records import LedgerRow, Location
+from pipeline.records import Asset, LedgerRow, Location
 from pipeline.run.publish import run_publish
 from pipeline.run.verify import run_verify
+from pipeline.stages.extract import Failure
 from pipeline.store import layout
 from pipeline.store.commit import encode_commit, read_commit
 from pipeline.store.tables import append, from_rows, to_rows
+from pipeline.task.read import Reader
+from pipeline.task.shard import sources_of
 
 SHARD = layout.shard_name(1, 0)
 
@@ -99,6 +106,51 @@ def test_a_ledger_that_contradicts_plan_or_arrays_is_found(
     rewrite(extracted, 0, **values)
     with pytest.raises(IntegrityError, match=message):
         run_verify(extracted.loaded, extracted.store, share=1)
+
+
+@pytest.mark.parametrize("lie", [None, "image/d2/t1"])
+def test_source_files_are_held_to_their_catalogue_s_checksum(rig: Any, lie: str | None) -> None:
+    """Those that written patches were read from: of the third scene none is."""
+    names = [rig.scene(f"image/d{day}/t1") for day in (1, 2, 3)]
+    for sample, name in enumerate(names[:2]):
+        rig.patch(sample, [[name]])
+    rig.patch(2, [[names[0]], [names[2]]])
+    for name in names:
+        rig.scenes[name] = replace(rig.scenes[name], assets=stating(rig, name, wrong=name == lie))
+    rig.extract()
+    check = partial(run_verify, rig.loaded, rig.store, share=0)
+    assert check().files == 0
+    if lie is None:
+        assert check(files=2).files == 2
+        report = check(files=100)
+        assert (report.files, report.unreadable) == (6, Counter())
+        rig.file(names[0], "fine").unlink()
+        assert check(files=100).unreadable == {"gone": 1}
+    else:
+        with pytest.raises(IntegrityError, match=r"fine.tif has the sha256 .* states"):
+            check(files=100)
+
+
+def stating(rig: Any, scene: str, *, wrong: bool) -> list[Asset]:
+    """Return a scene's assets with their checksums, that of the first one wrong or not."""
+    found: list[Asset] = []
+    for asset in rig.scenes[scene].assets:
+        data = Path(asset.href).read_bytes() + b"x" * (wrong and not found)
+        found.append(replace(asset, checksum="1220" + hashlib.sha256(data).hexdigest()))
+    return found
+
+
+def test_metadata_are_held_to_their_checksum_when_they_are_read(rig: Any) -> None:
+    name = rig.scene("image/d1/t1")
+    reader = Reader(sources_of(rig.loaded, 1.0, ""), {}, final=True)
+    for wrong in (False, True):
+        scene = replace(rig.scenes[name], assets=stating(rig, name, wrong=wrong))
+        found = reader.document(scene, "fine")
+        if wrong:
+            assert isinstance(found, Failure)
+            assert found.failure == "corrupt"
+        else:
+            assert found == rig.file(name, "fine").read_bytes()
 
 
 def test_what_a_version_names_is_what_was_published(extracted: Any) -> None:
