@@ -393,12 +393,20 @@ def verify(
         ),
     ] = 0.01,
     seed: Annotated[int, typer.Option(metavar="N", help="Which patches are drawn.")] = 0,
+    files: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="So many source files are fetched whole and held to their catalogue's checksum.",
+        ),
+    ] = 0,
 ) -> None:
     """Hash the shards, add the ledger up, read some patches again."""
     from pipeline.run.verify import run_verify
 
     loaded, store = _open(recipe, root)
-    _say(run_verify(loaded, store, share=share, seed=seed))
+    _say(run_verify(loaded, store, share=share, seed=seed, files=files))
 
 
 @app.command(epilog="Example: terrashard schemas schemas")
