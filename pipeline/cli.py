@@ -238,7 +238,13 @@ def embed(
     loaded, store = _open(recipe, root)
     with Progress() as progress:
         report = run_embed(
-            loaded, store, model=model, dtype=dtype, device=device, progress=progress
+            loaded,
+            store,
+            model=model,
+            product=product,
+            dtype=dtype,
+            device=device,
+            progress=progress,
         )
     _say(report)
 
@@ -252,6 +258,10 @@ def export(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write model.onnx too, and compare its features.")
     ] = False,
+    product: Annotated[
+        str | None,
+        typer.Option(metavar="PRODUCT", help="Whose patches. [default: the model's own product]"),
+    ] = None,
 ) -> None:
     """Take a model out: a folder that timm and the Hugging Face Hub load."""
     from pipeline.run.export import run_export

@@ -176,6 +176,20 @@ def resize(view: View, size_px: int) -> View:
     return crop(view, boxes, torch.ones(count, 2), size_px)
 
 
+def regrid(view: View, size_px: int) -> View:
+    """Bring a whole batch to a coarser or finer grid of the same ground, size_px x size_px.
+
+    A coarser pixel that holds whole ones is the mean of those that were seen, and valid if half of
+    them were; else as `resize`.
+    """
+    edge = view.image.shape[-1]
+    factor = edge // size_px
+    if factor < 2 or edge % size_px:
+        return resize(view, size_px)
+    image = F.avg_pool2d(view.image, factor)
+    return _share_out(image, F.avg_pool2d(view.valid.to(torch.float32), factor))
+
+
 def kernel_px(size_px: int) -> int:
     """Return the edge of the blur kernel for an image: about a tenth of it, odd (SpectralEarth)."""
     return 2 * (size_px // 10 // 2) + 1

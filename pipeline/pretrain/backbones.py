@@ -50,6 +50,9 @@ class EncoderShape:
     """Edge of a ViT's tokens; a ResNet has none."""
     sensors: tuple[Sensor, ...] = ()
     """What an encoder for any sensor can be aimed at; none for the others."""
+    class_token: bool = False
+    """Of a ViT: a token beside the image's, which is what it returns, and learned positions. Ours
+    have neither; those that others released have both."""
 
     @property
     def family(self) -> str:
@@ -143,12 +146,15 @@ def _vit(shape: EncoderShape, *, any_size: bool) -> nn.Module:
         in_chans=_first_bands(shape),
         img_size=shape.image_px,
         patch_size=shape.patch_px,
-        class_token=False,
-        global_pool="avg",
+        class_token=shape.class_token,
+        global_pool="token" if shape.class_token else "avg",
         fc_norm=False,
         dynamic_img_size=any_size,
         embed_layer=SpectralPatchEmbed if shape.spectral else PatchEmbed,
     )
+    if shape.class_token:
+        plain: nn.Module = net
+        return plain
     # Fixed 2-D sines and a patch embedding that starts like a linear layer: MAE and MoCo v3
     # (arXiv 2111.06377, 2104.02057) both found learned positions unnecessary.
     positions = build_sincos2d_pos_embed(list(net.patch_embed.grid_size), dim=net.embed_dim)

@@ -29,7 +29,7 @@ from pipeline.errors import IntegrityError, RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.pretrain.backbones import EncoderShape, build_encoder
 from pipeline.pretrain.card import card
-from pipeline.products.catalogue import explain
+from pipeline.products.explain import explain
 from pipeline.recipe import Pretrain
 from pipeline.store import layout
 
@@ -38,6 +38,37 @@ _STEP = re.compile(r"step-(\d{8})/model\.json")
 
 #: Complete checkpoints that are kept: the newest, and one to fall back on.
 KEEP = 2
+
+
+class Input(BaseModel):
+    """What images of a product are made of, and how they are standardised."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    bands: tuple[str, ...]
+    """In the order of the input's second axis."""
+    wavelength_nm: tuple[float | None, ...]
+    mean: tuple[float, ...]
+    """Per band, stored units: what `pipeline.pretrain.normalise` subtracts ..."""
+    std: tuple[float, ...]
+    """... and divides by."""
+    fill: float | None
+    """Stored where nothing was seen; None: NaN."""
+
+
+class Origin(BaseModel):
+    """Released weights that a model began with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    file: str
+    """Its name."""
+    sha256: str
+    layout: str
+    """Key of `pipeline.pretrain.released.LAYOUTS`."""
+    ranges: tuple[tuple[float, float], ...] | None
+    """Physical values that stand for 0 and 1 in each band, as they did for who trained it; None:
+    standardised by the training part."""
 
 
 class Model(BaseModel):
@@ -66,12 +97,22 @@ class Model(BaseModel):
     """... and divides by."""
     fill: float | None
     """Stored where nothing was seen; None: NaN."""
+    others: dict[str, Input] = {}
+    """The other products that it learned from, each with its own standardisation."""
+    origin: Origin | None = None
+    """What it began with; None: random weights."""
     shape: EncoderShape
     settings: Pretrain
     step: int = 0
     """Steps done."""
     weights_sha256: str = ""
     state_sha256: str = ""
+
+    @property
+    def inputs(self) -> dict[str, Input]:
+        """All products that it learned from, its own first."""
+        own = Input(**{name: getattr(self, name) for name in Input.model_fields})
+        return {self.product: own, **self.others}
 
 
 def check_name(name: str) -> str:
@@ -160,10 +201,18 @@ def load(store: ObjectStore, name: str, step: int | None = None) -> Model:
         raise IntegrityError(explain(error, key)) from error
 
 
-def load_encoder(store: ObjectStore, model: Model) -> nn.Module:
-    """Return the trained encoder, in evaluation mode, on the CPU."""
+def load_encoder(store: ObjectStore, model: Model, shape: EncoderShape | None = None) -> nn.Module:
+    """Return the trained encoder, in evaluation mode, on the CPU.
+
+    Parameters
+    ----------
+    store : ObjectStore
+    model : Model
+    shape : EncoderShape or None
+        The model's own, or that with more sensors.
+    """
     data = _read(store, _key(model, "weights.safetensors"), model.weights_sha256)
-    encoder = build_encoder(model.shape, seed=0)
+    encoder = build_encoder(shape or model.shape, seed=0)
     encoder.load_state_dict(load_tensors(data))
     return encoder.eval()
 

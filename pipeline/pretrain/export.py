@@ -36,7 +36,7 @@ from pipeline.pretrain.backbones import RESNETS, VITS, EncoderShape, build_encod
 from pipeline.pretrain.card import card
 from pipeline.pretrain.checkpoint import Model
 from pipeline.pretrain.normalise import Normaliser
-from pipeline.products.catalogue import explain
+from pipeline.products.explain import explain
 
 #: Most that the features of an export may differ from the encoder's, relative to their size.
 TOLERANCE = 1e-4
@@ -186,8 +186,8 @@ def timm_arguments(shape: EncoderShape) -> tuple[str, dict[str, Any]]:
         "num_classes": 0,
         "img_size": shape.image_px,
         "patch_size": shape.patch_px,
-        "class_token": False,
-        "global_pool": "avg",
+        "class_token": shape.class_token,
+        "global_pool": "token" if shape.class_token else "avg",
         "fc_norm": False,
     }
 
@@ -201,6 +201,8 @@ def _write_weights(model: Model, encoder: nn.Module, folder: Path) -> None:
         "mean": model.mean,
         "std": model.std,
         "fill": model.fill,
+        "others": {product: own.model_dump() for product, own in model.others.items()},
+        "origin": None if model.origin is None else model.origin.model_dump(),
         "weights_sha256": model.weights_sha256,
         "data_digest": model.digest,
         "shape": asdict(model.shape),

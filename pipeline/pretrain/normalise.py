@@ -39,6 +39,14 @@ class Normaliser(nn.Module):
         self.register_buffer("std", spread.float().view(-1, 1, 1), persistent=False)
         self.fill = fill
 
+    @classmethod
+    def joined(cls, parts: Sequence[Normaliser]) -> Normaliser:
+        """Return what standardises converted views whose bands stand one after another."""
+        whole = cls((), (), None)
+        whole.mean = torch.cat([part.mean for part in parts])
+        whole.std = torch.cat([part.std for part in parts])
+        return whole
+
     def convert(self, stored: Tensor, mask: Tensor) -> View:
         """Return stored values as float32, and their validity.
 

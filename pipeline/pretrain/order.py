@@ -152,24 +152,28 @@ class Mixed:
 
 
 class Paired:
-    """One view from each product, of the same location and slot.
-
-    An item is a location; its slot is drawn anew every epoch from those that all products have.
+    """All products of the same location and slot, once for each view.
 
     Parameters
     ----------
     matches : mapping of product to int array, shape (match,)
         Rows of each product's reader that belong together.
     order : Order
-        Of the matches, by location.
+        Of the matches.
+    views : int
+        More than the order's: views of the same patches.
     """
 
-    def __init__(self, matches: Mapping[str, Numbers], order: Order) -> None:
-        self._matches, self._order = matches, order
+    def __init__(self, matches: Mapping[str, Numbers], order: Order, views: int = 1) -> None:
+        self._matches, self._order, self._views = matches, order, views
 
     def picks(self, step: int) -> tuple[Pick, ...]:
-        chosen = self._order.batch(step)[0]
-        return tuple(Pick(product, rows[chosen]) for product, rows in self._matches.items())
+        matches = self._matches.items()
+        groups = [
+            tuple(Pick(product, rows[chosen]) for product, rows in matches)
+            for chosen in self._order.batch(step)
+        ]
+        return tuple(p for view in range(self._views) for p in groups[view % len(groups)])
 
 
 def times_or_views(
@@ -204,7 +208,39 @@ def times_or_views(
 
 
 def pairs_of_products(readers: Mapping[str, PatchReader], *, batch_size: int, seed: int) -> Paired:
+    """Pair the products' patches by location and slot.
+
+    An item is a location; its slot is drawn anew every epoch from those that all products have.
+
+    Raises
+    ------
+    RecipeError
+        No location has all of them at one slot.
+    """
+    location, rows = _match(readers)
+    order = Order(location, views=1, batch_size=batch_size, seed=seed, by_location=True)
+    return Paired(rows, order)
+
+
+def all_products(
+    readers: Mapping[str, PatchReader], *, views: int, times: bool, batch_size: int, seed: int
+) -> Paired:
+    """Put slots that all products have in order; see `times_or_views`.
+
+    Raises
+    ------
+    RecipeError
+        No location has all of them at one slot.
+    """
+    location, rows = _match(readers)
+    order = Order(location, views=views if times else 1, batch_size=batch_size, seed=seed)
+    return Paired(rows, order, views)
+
+
+def _match(readers: Mapping[str, PatchReader]) -> tuple[Numbers, dict[str, Numbers]]:
     """Match the products' patches by location and slot.
+
+    Returns the location of each match, and its rows of each product's reader.
 
     Raises
     ------
@@ -220,9 +256,7 @@ def pairs_of_products(readers: Mapping[str, PatchReader], *, batch_size: int, se
         product: np.array([places[place] for place in shared], np.int64)
         for product, places in tables.items()
     }
-    location = np.array([row for row, _ in shared], np.int64)
-    order = Order(location, views=1, batch_size=batch_size, seed=seed, by_location=True)
-    return Paired(rows, order)
+    return np.array([row for row, _ in shared], np.int64), rows
 
 
 def _places(reader: PatchReader) -> dict[tuple[int, str], int]:

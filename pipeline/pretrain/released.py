@@ -12,25 +12,23 @@ B10). Files that hold more than weights are refused: unpickling them would run t
 
 from __future__ import annotations
 
+import hashlib
 import math
 import pickle
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from pipeline.errors import RecipeError
-from pipeline.pretrain.backbones import RESNETS, VITS, EncoderShape, build_encoder
+from pipeline.pretrain.backbones import RESNETS, SPECTRAL, VITS, EncoderShape, build_encoder
 from pipeline.pretrain.normalise import Normaliser
-from pipeline.pretrain.spectral import SpectralPatchEmbed
 
 #: Sentinel-2's bands in the order of SSL4EO-S12 (level 1C).
 SENTINEL_2 = (*(f"B{n}" for n in range(1, 9)), "B8A", "B9", "B10", "B11", "B12")
@@ -121,8 +119,15 @@ class Released:
     """As they were asked for, in the order of the encoder's second axis."""
     ranges: tuple[Range, ...] | None
     """Physical values that it saw as 0 and 1, per band; None: see `Layout.ranges`."""
-    image_px: int
-    """Edge of the images it was trained on."""
+    shape: EncoderShape
+    """What `build_encoder` builds it from."""
+    sha256: str
+    """Of the file."""
+
+    @property
+    def image_px(self) -> int:
+        """Edge of the images it was trained on."""
+        return self.shape.image_px
 
     def normaliser(self, *, scale: float, offset: float, fill: float | None) -> Normaliser:
         """Return what brings stored values to the encoder's range.
@@ -185,10 +190,11 @@ def read_released(
         weights = _adapter_in_front(weights, resnet=backbone in RESNETS)
     else:
         weights = _select_bands(path, weights, known, places)
-    encoder, image_px = _build(path, weights, backbone, len(wanted), spectral=known.spectral)
+    shape = _shape(path, weights, backbone, len(wanted), spectral=known.spectral)
+    encoder = build_encoder(shape, seed=0)
     _load(path, layout, backbone, encoder, weights)
     ranges = known.ranges and tuple(known.ranges[place] for place in places)
-    return Released(encoder.eval(), wanted, ranges, image_px)
+    return Released(encoder.eval(), wanted, ranges, shape, _digest(path))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -284,32 +290,25 @@ def _adapter_in_front(weights: dict[str, Tensor], *, resnet: bool) -> dict[str, 
     }
 
 
-def _build(
+def _shape(
     path: Path, weights: Mapping[str, Tensor], backbone: str, bands: int, *, spectral: bool
-) -> tuple[nn.Module, int]:
-    """Return an encoder of the weights' architecture, and the size of its images."""
+) -> EncoderShape:
+    """Return what the weights' architecture is built from, for the images they were trained on."""
+    name = SPECTRAL + backbone if spectral else backbone
     if backbone in RESNETS:
-        image_px = ENMAP_PX if spectral else CROP_PX
-        shape = EncoderShape(backbone, bands, image_px, patch_px=4)
-        if spectral:
-            shape = replace(shape, backbone=f"spec_{backbone}")
-        return build_encoder(shape, seed=0), image_px
+        return EncoderShape(name, bands, ENMAP_PX if spectral else CROP_PX, patch_px=4)
     tokens, kernel = weights.get("pos_embed"), weights.get("patch_embed.proj.weight")
     if tokens is None or kernel is None or tokens.ndim != 3 or kernel.ndim != 4:
         raise RecipeError(f"{path} has no positions and no patch embedding, so it is no ViT.")
     patch_px = int(kernel.shape[-1])
     image_px = math.isqrt(tokens.shape[1] - 1) * patch_px
     # Unlike ours, released ViTs have a class token, and it is what they return.
-    encoder: nn.Module = timm.create_model(
-        VITS[backbone],
-        pretrained=False,
-        num_classes=0,
-        in_chans=bands,
-        img_size=image_px,
-        patch_size=patch_px,
-        embed_layer=SpectralPatchEmbed if spectral else PatchEmbed,
-    )
-    return encoder, image_px
+    return EncoderShape(name, bands, image_px, patch_px, class_token=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load(

@@ -25,6 +25,7 @@ from pipeline.pretrain import ranks
 from pipeline.pretrain.backbones import EncoderShape
 from pipeline.pretrain.batches import Batch, Share, Stored
 from pipeline.pretrain.choice import build_method, crops_of, seed_of
+from pipeline.pretrain.joint import Joint
 from pipeline.pretrain.methods.method import Learned, Method, View
 from pipeline.pretrain.monitors import Health, health, wrong_with
 from pipeline.pretrain.normalise import Normaliser
@@ -102,10 +103,12 @@ def build_run(
     *,
     second: EncoderShape | None = None,
     classes: int = 0,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Run:
     """Build the method and its optimiser as they are before the first step.
 
-    Batch norms have the moments of the whole batch, however many ranks share it.
+    Batch norms have the moments of the whole batch, however many ranks share it. The encoder, and
+    whatever follows it, begins with `weights`; None: with random ones.
 
     Raises
     ------
@@ -113,7 +116,7 @@ def build_run(
         The method cannot use this backbone, or misses something.
     """
     check_parts(settings, ranks.size())
-    method = build_method(settings, shape, second=second, classes=classes)
+    method = build_method(settings, shape, second=second, classes=classes, weights=weights)
     if ranks.size() > 1:
         share_norms(method, device)
     method = method.to(device).train()
@@ -147,6 +150,7 @@ def train(
     checkpoint: Callable[[Run], None],
     after_step: Callable[[Run], None],
     second: EncoderShape | None = None,
+    joint: Joint | None = None,
     support: Support | None = None,
     validate: Callable[[Run], float] | None = None,
 ) -> None:
@@ -168,6 +172,8 @@ def train(
         Called after every step, to show progress.
     second : EncoderShape or None
         Of the second product's encoder.
+    joint : Joint or None
+        What each image is made of, where it shows several products; the batch has them all.
     support : callable or None
         Labelled patches for a method that wants them, the same on every rank.
     validate : callable or None
@@ -189,8 +195,9 @@ def train(
             torch.manual_seed(seed_of(settings.seed, f"layers {share.rank}", run.step))
             random = torch.Generator().manual_seed(seed_of(settings.seed, "views", run.step))
             if second is None:
-                aim(run.method, batch[0].product)
-            views = make_views(batch, crops, normalisers, random, share)
+                aim(run.method, batch[0].product if joint is None else joint.sensor.product)
+            make = make_views if joint is None else joint.make_views
+            views = make(batch, crops, normalisers, random, share)
             if support is not None:
                 stored, label = support(run.step)
                 own = crops[: run.method.views]

@@ -49,6 +49,16 @@ USUAL: dict[str, dict[str, Any]] = {
 }
 
 
+class Weights(Strict):
+    """An encoder that others released, in a file on this machine."""
+
+    path: str
+    """Relative to the recipe: safetensors, or what `torch.save` wrote if it holds weights alone."""
+    layout: str
+    """Whose: a key of `pipeline.pretrain.released.LAYOUTS`, such as `ssl4eo-s12-moco`. It tells the
+    names and order of the bands, and the values that the encoder saw as 0 and 1."""
+
+
 class Pretrain(Strict):
     """One pretraining run on a published version."""
 
@@ -79,7 +89,18 @@ class Pretrain(Strict):
     pairs: Literal["times", "views", "products"] = "times"
     """What a method that compares two patches is given: two times of a location (the same patch
     twice where there is but one), two crops of one patch, or two products at one slot."""
-    steps: int = Field(default=1000, ge=1)
+    joint: bool = False
+    """Show a backbone of any sensor (`wave_`) all products of a location and slot in one image, on
+    the pixels of `product`, instead of batches of one product each."""
+    modality_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Joint images: probability that a view lacks products: a part of them is drawn, each part but
+    all and none equally often (of two, one), and the others count as never seen. 0.5 in AV-HuBERT
+    (Shi et al. 2022, arXiv 2201.02184); the idea is of Neverova et al. 2015 (arXiv 1501.00102)."""
+    weights: Weights | None = None
+    """Weights to begin with, instead of random ones. Bands go by name, and images are brought to
+    the values that these weights were trained on, where their layout states them."""
+    steps: int = Field(default=1000, ge=0)
+    """0: take `weights` as they are."""
     batch_size: int = Field(default=64, ge=2)
     """Items a step learns from, over all devices."""
     accumulate: int = Field(default=1, ge=1)
@@ -149,6 +170,9 @@ class Pretrain(Strict):
     """Barlow Twins on pixels: windows of `crop_px` (1: single pixels) drawn from each patch."""
     support_per_class: int = Field(default=4, ge=1)
     """PAWS: labelled patches of each class that a step sees."""
+    support_known: int | None = Field(default=None, ge=1)
+    """PAWS: labelled patches of each class of the training part that the run knows at all, drawn by
+    its seed; None: all. With 10, say, `evaluate` shows what 10 labels a class are enough for."""
     support_labels: str | None = None
     """PAWS: label product; None: `evaluate.labels`. Only the training part's are read."""
     health_every: int = Field(default=10, ge=1)
@@ -190,6 +214,12 @@ class Pretrain(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _taught(self) -> Pretrain:
+        if self.steps == 0 and self.weights is None:
+            raise ValueError("`steps` is 0, which takes `weights` as they are, but there are none")
+        return self
+
     @field_validator("backbone")
     @classmethod
     def _known_backbone(cls, name: str) -> str:
@@ -207,10 +237,18 @@ class Evaluate(Strict):
 
     labels: str
     """Label product of the same recipe."""
+    product: str | None = None
+    """Image product whose windows are classified; None: the model's own. Another one that the model
+    was trained on has its own standardisation; to a backbone of any sensor it may be new."""
     window_px: int | None = None
     """Edge of the classified windows in pixels of the image product; None: the whole patch."""
     min_label_fraction: float = Field(default=0.5, ge=0, le=1)
     """Least share of a window that its majority label must cover."""
     knn: int = Field(default=5, ge=1)
     """Neighbours of the kNN probe (cosine, torchgeo-bench uses 5)."""
+    few_labels: int | None = Field(default=None, ge=1)
+    """Labelled windows of each class for classification with few labels; None: those that PAWS
+    knew (`pretrain.support_known`), and no such classification for other methods."""
+    fine_tune_steps: int = Field(default=0, ge=0)
+    """Steps in which the encoder, and the untrained one, are fine-tuned on them; 0: not."""
     seed: int = 0

@@ -5,8 +5,9 @@
     models/<name>/features/<weights>-v000001-float32/00000.parquet    a piece: one row per patch
     models/<name>/features/<weights>-v000001-float32.json             all pieces are there
 
-`<weights>` begins the digest of the weights, so other weights never share a folder, and a piece
-that is there is never made again. The folder is one table for whatever reads Parquet.
+`<weights>` begins the digest of the weights, so other weights never share a folder; a product that
+is not the model's own stands behind it. A piece that is there is never made again. The folder is
+one table for whatever reads Parquet.
 """
 
 from __future__ import annotations
@@ -23,11 +24,10 @@ from pipeline.evaluate.features import EncoderFeatures, Features, describe_windo
 from pipeline.evaluate.windows import Windows
 from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint
-from pipeline.pretrain.checkpoint import Model
-from pipeline.pretrain.normalise import Normaliser
 from pipeline.pretrain.train import choose_device
 from pipeline.recipe import LoadedRecipe
-from pipeline.run.pretrain import describe
+from pipeline.run.describe import model_name
+from pipeline.run.trained import Trained, open_trained
 from pipeline.store import layout
 from pipeline.store.patches import PatchReader
 from pipeline.store.reader import Dataset, open_dataset
@@ -60,6 +60,10 @@ class Origin:
     transductive: bool
     """Whether validation and test images were among them."""
     product: str
+    own_product: bool
+    """Whether it is the one that the model is named after."""
+    new_product: bool
+    """Whether the model never learned from it: `pipeline.run.trained.Trained.new`."""
     bands: tuple[str, ...]
     dataset: str
     version: int
@@ -72,6 +76,7 @@ class Origin:
     def folder(self) -> str:
         """Key of the folder of the pieces."""
         name = f"{self.weights_sha256[:12]}-v{self.version:06d}-{self.dtype}"
+        name += "" if self.own_product else f"-{self.product}"
         return layout.model(self.model, f"features/{name}")
 
 
@@ -80,6 +85,7 @@ class EmbedReport:
     """What was embedded."""
 
     model: str
+    product: str
     weights_sha256: str
     version: int
     patches: int
@@ -95,13 +101,14 @@ def run_embed(
     store: ObjectStore,
     *,
     model: str | None = None,
+    product: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
     progress: Progress | None = None,
 ) -> EmbedReport:
-    """Write the features of every patch of the model's product in the newest version.
+    """Write the features of every patch of a product in the newest version.
 
-    A patch is seen whole, at the size and with the standardisation of training.
+    A patch is seen whole, at the size of training and with its product's own standardisation.
 
     Parameters
     ----------
@@ -110,6 +117,9 @@ def run_embed(
         The root.
     model : str or None
         Name; None: the one that the recipe's `[pretrain]` makes of the newest version.
+    product : str or None
+        None: the model's own. One that it did not learn from is standardised by the statistics of
+        this version's training part, if it has a backbone of any sensor.
     dtype : str
         Of the stored features; `float16` halves them and keeps three digits.
     device : str
@@ -119,16 +129,15 @@ def run_embed(
     Raises
     ------
     RecipeError
-        No such model, or its bands are not the version's.
+        No such model, or the product is not what it can look at.
     """
     dataset = open_dataset(store)
-    trained = checkpoint.load(store, model or describe(loaded, dataset).name)
-    reader = dataset.patches(trained.product)
-    origin = _origin(trained, dataset, reader, dtype)
+    described = checkpoint.load(store, model or model_name(loaded, dataset))
     place = choose_device(device)
-    encoder = checkpoint.load_encoder(store, trained).to(place)
-    kinds = {"model": EncoderFeatures(encoder, trained.shape.image_px)}
-    normaliser = Normaliser(trained.mean, trained.std, trained.fill).to(place)
+    trained = open_trained(loaded, store, dataset, described, product, place)
+    reader, normaliser = trained.reader, trained.normaliser
+    origin = _origin(trained, dataset, dtype)
+    kinds = {"model": EncoderFeatures(trained.encoder, trained.shape.image_px)}
     if progress is not None:
         progress.start("embed", len(reader))
     made = 0
@@ -146,8 +155,9 @@ def run_embed(
     facts = {**asdict(origin), "patches": len(reader), "pieces": len(firsts)}
     store.put(f"{origin.folder}.json", layout.dump_json(facts))
     return EmbedReport(
-        model=trained.name,
-        weights_sha256=trained.weights_sha256,
+        model=origin.model,
+        product=origin.product,
+        weights_sha256=origin.weights_sha256,
         version=origin.version,
         patches=len(reader),
         pieces=len(firsts),
@@ -156,22 +166,20 @@ def run_embed(
     )
 
 
-def _origin(model: Model, dataset: Dataset, reader: PatchReader, dtype: str) -> Origin:
+def _origin(trained: Trained, dataset: Dataset, dtype: str) -> Origin:
     if dtype not in DTYPES:
         raise RecipeError(f"features cannot be stored as {dtype!r}; use `float32` or `float16`.")
-    if reader.bands != model.bands:
-        raise RecipeError(
-            f"model {model.name!r} wants of {model.product} the bands {', '.join(model.bands)}; "
-            f"version {dataset.version.number} has {', '.join(reader.bands)}."
-        )
+    model = trained.model
     return Origin(
         model=model.name,
         step=model.step,
         weights_sha256=model.weights_sha256,
         pretrained_on=model.digest,
         transductive=model.settings.transductive,
-        product=model.product,
-        bands=model.bands,
+        product=trained.product,
+        own_product=trained.product == model.product,
+        new_product=trained.new,
+        bands=trained.reader.bands,
         dataset=dataset.version.name,
         version=dataset.version.number,
         data_digest=dataset.version.dataset_digest,

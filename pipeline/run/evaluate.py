@@ -27,14 +27,10 @@ from pipeline.evaluate.report import (
 from pipeline.evaluate.windows import Windows, check_parts, cut_windows
 from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint
-from pipeline.pretrain.backbones import build_encoder
-from pipeline.pretrain.checkpoint import Model
-from pipeline.pretrain.normalise import Normaliser
 from pipeline.pretrain.train import choose_device
 from pipeline.recipe import Evaluate, LoadedRecipe
 from pipeline.run.pretrain import describe
 from pipeline.store import layout
-from pipeline.store.patches import PatchReader
 from pipeline.store.reader import open_dataset
 from pipeline.watch.progress import Progress
 
@@ -69,14 +65,14 @@ def run_evaluate(
         No such model or labels, or the split leaves a part without two classes.
     """
     settings = _settings(loaded)
-    name = model or describe(loaded, open_dataset(store)).name
-    trained = checkpoint.load(store, name)
-    dataset = open_dataset(store, version=trained.version)
+    described = checkpoint.load(store, model or model_name(loaded, open_dataset(store)))
+    dataset = open_dataset(store, version=described.version)
+    place = choose_device(device)
+    trained = open_trained(loaded, store, dataset, described, settings.product, place)
     product = loaded.products[settings.labels]
-    images, labels = dataset.patches(trained.product), dataset.patches(settings.labels)
     windows = cut_windows(
-        images,
-        labels,
+        trained.reader,
+        dataset.patches(settings.labels),
         window_px=settings.window_px,
         min_label_fraction=settings.min_label_fraction,
         ignore=product.ignore_class,
@@ -85,26 +81,24 @@ def run_evaluate(
     check_parts(windows)
     if progress is not None:
         progress.start("evaluate", len(windows))
-    place = choose_device(device)
-    normaliser = Normaliser(trained.mean, trained.std, trained.fill).to(place)
     features = describe_windows(
-        images,
+        trained.reader,
         windows,
-        normaliser,
-        _kinds(store, trained, images, windows, normaliser, place, settings.seed),
+        trained.normaliser,
+        _kinds(trained, windows, place, settings.seed),
         device=place,
     )
     results, comparisons, resampled = judge(features, windows, k=settings.knn, seed=settings.seed)
     if progress is not None:
         progress.advance(len(windows))
     report = Evaluation(
-        model=trained.name,
-        step=trained.step,
-        version=trained.version,
-        digest=trained.digest,
+        model=described.name,
+        step=described.step,
+        version=described.version,
+        digest=described.digest,
         product=trained.product,
         labels=settings.labels,
-        transductive=trained.settings.transductive,
+        transductive=described.settings.transductive,
         window_px=windows.edge_px,
         windows=count_windows(windows, product.classes),
         majority=majority_accuracy(windows),
@@ -115,6 +109,7 @@ def run_evaluate(
     return _write(store, report, settings)
 
 
+        new_product=trained.new,
 def _settings(loaded: LoadedRecipe) -> Evaluate:
     settings = loaded.recipe.evaluate
     if settings is None:
@@ -132,23 +127,16 @@ def _settings(loaded: LoadedRecipe) -> Evaluate:
 
 
 def _kinds(
-    store: ObjectStore,
-    model: Model,
-    images: PatchReader,
-    windows: Windows,
-    normaliser: Normaliser,
-    device: torch.device,
-    seed: int,
+    trained: Trained, windows: Windows, device: torch.device, seed: int
 ) -> dict[str, Describe]:
     """Return the model's features and those of every baseline, all of the same pixels."""
-    encoder = checkpoint.load_encoder(store, model).to(device)
-    # Exactly the weights that training began with.
-    untrained = build_encoder(model.shape, seed=model.settings.seed).to(device)
+    untrained = trained.untrained().to(device)
     sample = windows.some("train", FILTERS, seed=seed)
-    seen = list(read_windows(images, sample, normaliser, device=device, threads=2))
+    seen = list(read_windows(trained.reader, sample, trained.normaliser, device=device, threads=2))
+    image_px = trained.shape.image_px
     return {
-        MODEL: EncoderFeatures(encoder, model.shape.image_px),
-        "untrained": EncoderFeatures(untrained, model.shape.image_px),
+        MODEL: EncoderFeatures(trained.encoder, image_px),
+        "untrained": EncoderFeatures(untrained, image_px),
         "image-statistics": image_statistics,
         "random-filters": RandomFilters(torch.cat([view.image for view in seen]), seed=seed),
     }

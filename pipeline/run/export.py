@@ -9,7 +9,7 @@ from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint
 from pipeline.pretrain.export import export
 from pipeline.recipe import LoadedRecipe
-from pipeline.run.pretrain import describe
+from pipeline.run.describe import model_name
 from pipeline.store.reader import open_dataset
 
 
@@ -51,7 +51,7 @@ def run_export(
     RecipeError
         No such model, or the folder exists.
     """
-    trained = checkpoint.load(store, model or describe(loaded, open_dataset(store)).name)
+    trained = checkpoint.load(store, model or model_name(loaded, open_dataset(store)))
     files = export(trained, checkpoint.load_encoder(store, trained), folder, onnx=onnx)
     return ExportReport(
         model=trained.name,

@@ -22,6 +22,7 @@ from pipeline.pretrain.checkpoint import Model
 from pipeline.pretrain.normalise import Normaliser
 from pipeline.pretrain.train import Run, Support
 from pipeline.recipe import Evaluate, LoadedRecipe, Pretrain
+from pipeline.pretrain.wavelength import aim
 from pipeline.store.patches import PatchReader
 from pipeline.store.reader import Dataset
 
@@ -159,6 +160,7 @@ def check_of(
         features = describe_windows(
             reader,
             some,
+        aim(encoder, reader.product)
             normaliser,
             {"model": EncoderFeatures(encoder, image_px)},
             device=device,

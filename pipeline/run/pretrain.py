@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +12,17 @@ import numpy as np
 from pipeline.errors import RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint, ranks
-from pipeline.pretrain.backbones import WAVELENGTH, EncoderShape
+from pipeline.pretrain.backbones import EncoderShape
 from pipeline.pretrain.batches import Share, stream
 from pipeline.pretrain.checkpoint import Model
+from pipeline.pretrain.joint import Joint
 from pipeline.pretrain.logs import Journal, open_sinks
 from pipeline.pretrain.normalise import Normaliser
-from pipeline.pretrain.order import Picks, pairs_of_products, times_or_views
+from pipeline.pretrain.order import Picks, all_products, pairs_of_products, times_or_views
+from pipeline.pretrain.released import Released
 from pipeline.pretrain.spectral import LEAST_BANDS
 from pipeline.pretrain.train import (
+    NOTHING,
     Run,
     build_run,
     check_parts,
@@ -28,12 +30,23 @@ from pipeline.pretrain.train import (
     last_health,
     train,
 )
-from pipeline.pretrain.wavelength import Sensor
 from pipeline.recipe import LoadedRecipe, Pretrain
+from pipeline.run.describe import (
+    describe,
+    input_of,
+    products_of,
+    released_of,
+    settings_of,
+)
 from pipeline.run.labelled import labelled_part
 from pipeline.store.patches import PatchReader
 from pipeline.store.reader import Dataset, open_dataset
 from pipeline.watch.progress import Progress
+
+#: What a run cannot change between its beginning and going on.
+COMPARED = (
+    *("identity", "digest", "product", "shape", "settings", "mean", "std", "others", "origin"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +111,32 @@ def run_pretrain(
     RecipeError
         The recipe does not fit the data, or the name belongs to another run.
     """
-    settings = _settings(loaded)
+    settings = settings_of(loaded)
     check_parts(settings, ranks.launched())
     dataset = open_dataset(store)
     readers = {
         product: _reader(dataset, product, transductive=settings.transductive)
         for product in products_of(loaded)
     }
-    model = describe(loaded, dataset, name=name)
+    released = released_of(loaded, dataset)
+    model = describe(loaded, dataset, name=name, released=released)
+    if released is not None and not settings.steps:
+        return _as_released(store, model, released, readers[model.product])
     place = ranks.join(choose_device(device))
     first = ranks.rank() == 0
-    normalisers = {product: _normaliser(dataset, product).to(place) for product in readers}
+    inputs = {
+        product: model.inputs.get(product) or input_of(dataset, product) for product in readers
+    }
+    normalisers = {
+        product: Normaliser(own.mean, own.std, own.fill).to(place)
+        for product, own in inputs.items()
+    }
     second = _second_shape(model, readers)
     labels = labelled_part(loaded, dataset, model, normalisers[model.product], place)
-    run = build_run(settings, model.shape, place, second=second, classes=labels.classes)
+    weights = None if released is None else released.encoder.state_dict()
+    run = build_run(
+        settings, model.shape, place, second=second, classes=labels.classes, weights=weights
+    )
     if resume:
         _resume(store, model, run)
     elif first:
@@ -140,6 +165,7 @@ def run_pretrain(
             settings=settings,
             shape=model.shape,
             second=second,
+            joint=_joint(model, readers),
             normalisers=normalisers,
             support=labels.support,
             validate=labels.check,
@@ -153,126 +179,6 @@ def run_pretrain(
             f"cosine {report.mean_cosine:.2f}); see models/{model.name}/"
         )
     return report
-
-
-def product_of(loaded: LoadedRecipe) -> str:
-    """Return the id of the product that is learned from.
-
-    Raises
-    ------
-    RecipeError
-        There is no such image product in the recipe.
-    """
-    images = [key for key, product in loaded.products.items() if product.kind == "image"]
-    wanted = _settings(loaded).product
-    if wanted is None and images:
-        return images[0]
-    if wanted not in images:
-        raise RecipeError(
-            f"`pretrain.product` is {wanted!r}, but the image products of recipe {loaded.name} "
-            f"are: {', '.join(images) or 'none'}."
-        )
-    return str(wanted)
-
-
-def products_of(loaded: LoadedRecipe) -> tuple[str, ...]:
-    """Return the ids of all products that are learned from, the recipe's `product` first.
-
-    Raises
-    ------
-    RecipeError
-        One is no image product of the recipe, is named twice, or needs another backbone.
-    """
-    settings, first = _settings(loaded), product_of(loaded)
-    images = [key for key, product in loaded.products.items() if product.kind == "image"]
-    more = settings.more_products
-    if settings.pairs == "products" and not more:
-        more = tuple(key for key in images if key != first)[:1]
-    everything = (first, *more)
-    for product in settings.more_products:
-        if product not in images or everything.count(product) > 1:
-            raise RecipeError(
-                f"`pretrain.more_products` names {product!r}; it takes other image products of "
-                f"recipe {loaded.name} than {first}: {', '.join(images)}."
-            )
-    mixed = len(everything) > 1 and settings.pairs != "products"
-    if mixed and not settings.backbone.startswith(WAVELENGTH):
-        raise RecipeError(
-            f"`pretrain.more_products` mixes sensors, which {settings.backbone} cannot take; "
-            f'write `backbone = "{WAVELENGTH}..."`, or pair two of them with `method = "decur"`.'
-        )
-    if mixed and settings.method == "mae":
-        raise RecipeError(
-            '`pretrain.method = "mae"` predicts the bands of one product; leave out '
-            "`pretrain.more_products`, or choose another method."
-        )
-    if settings.method == "decur" and settings.pairs != "products":
-        raise RecipeError(
-            '`pretrain.method = "decur"` learns from two products; leave out `pretrain.pairs`.'
-        )
-    if settings.pairs == "products" and settings.method != "decur":
-        raise RecipeError(
-            f'`pretrain.pairs = "products"` needs two encoders, and {settings.method} has one; '
-            'choose `method = "decur"`.'
-        )
-    if settings.pairs == "products" and len(everything) != 2:
-        raise RecipeError(
-            '`pretrain.pairs = "products"` pairs two products: `product` and one in '
-            f"`more_products`, not {len(everything)}."
-        )
-    return everything
-
-
-def describe(loaded: LoadedRecipe, dataset: Dataset, *, name: str | None = None) -> Model:
-    """Return what the recipe's model on this version is, before its first step."""
-    settings, product = _settings(loaded), product_of(loaded)
-    reader = dataset.patches(product)
-    mean, std, _ = dataset.statistics(product)
-    size_px = min(dataset.patches(each).shape[-1] for each in products_of(loaded))
-    crop_px = settings.crop_px or size_px
-    if crop_px > size_px:
-        raise RecipeError(
-            f"`pretrain.crop_px` is {crop_px}, but the patches have {size_px} pixels."
-        )
-    return Model(
-        name=checkpoint.check_name(name or _default_name(settings, product, dataset)),
-        dataset=dataset.version.name,
-        identity=dataset.version.identity,
-        version=dataset.version.number,
-        digest=dataset.version.dataset_digest,
-        product=product,
-        bands=tuple(reader.bands),
-        wavelength_nm=tuple(reader.wavelength_nm),
-        # Bands that no training patch saw have no statistics; any number will do for them.
-        mean=tuple(np.nan_to_num(mean).tolist()),
-        std=tuple(np.nan_to_num(std, nan=1.0).tolist()),
-        fill=None if np.isnan(reader.fill) else float(reader.fill),
-        shape=EncoderShape(
-            settings.backbone,
-            len(reader.bands),
-            crop_px,
-            settings.patch_px,
-            _sensors(loaded, dataset) if settings.backbone.startswith(WAVELENGTH) else (),
-        ),
-        settings=settings,
-    )
-
-
-def _settings(loaded: LoadedRecipe) -> Pretrain:
-    if loaded.recipe.pretrain is None:
-        raise RecipeError(
-            f"recipe {loaded.name} has no [pretrain] table; add one, for example "
-            '[pretrain] with method = "moco" and backbone = "resnet18".'
-        )
-    return loaded.recipe.pretrain
-
-
-def _default_name(settings: Pretrain, product: str, dataset: Dataset) -> str:
-    """Name a run by what it is, so that other settings never meet its checkpoints."""
-    values = [product, settings.model_dump(mode="json", exclude={"threads", "checkpoint_every"})]
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    number = dataset.version.number
-    return f"{settings.method}-{settings.backbone}-v{number}-{digest[:6]}".replace("_", "-")
 
 
 def _reader(dataset: Dataset, product: str, *, transductive: bool) -> PatchReader:
@@ -310,7 +216,8 @@ def _picks(settings: Pretrain, readers: Mapping[str, PatchReader], views: int) -
     """Return what each step is made of."""
     if settings.pairs == "products":
         return pairs_of_products(readers, batch_size=settings.batch_size, seed=settings.seed)
-    return times_or_views(
+    choose = all_products if settings.joint else times_or_views
+    return choose(
         readers,
         views=views,
         times=settings.pairs == "times",
@@ -319,22 +226,13 @@ def _picks(settings: Pretrain, readers: Mapping[str, PatchReader], views: int) -
     )
 
 
-def _normaliser(dataset: Dataset, product: str) -> Normaliser:
-    """Return the normaliser of a product, by the statistics of the training part."""
-    mean, std, _ = dataset.statistics(product)
-    fill = dataset.patches(product).fill
-    return Normaliser(mean.tolist(), std.tolist(), None if np.isnan(fill) else float(fill))
-
-
-def _sensors(loaded: LoadedRecipe, dataset: Dataset) -> tuple[Sensor, ...]:
-    sensors = []
-    for product in products_of(loaded):
-        reader, facts = dataset.patches(product), loaded.products[product]
-        widths = reader.fwhm_nm
-        if all(width is None for width in widths):  # of a root from before they were kept
-            widths = tuple(facts.band(name).fwhm_nm for name in reader.bands)
-        sensors.append(Sensor(product, tuple(reader.bands), tuple(reader.wavelength_nm), widths))
-    return tuple(sensors)
+def _joint(model: Model, readers: Mapping[str, PatchReader]) -> Joint | None:
+    """Return what each image is made of, where it shows several products."""
+    settings = model.settings
+    if not settings.joint:
+        return None
+    size_px = readers[model.product].shape[-1]
+    return Joint(model.shape.sensors[: len(readers)], size_px, settings.modality_dropout)
 
 
 def _resume(store: ObjectStore, model: Model, run: Run) -> None:
@@ -343,8 +241,10 @@ def _resume(store: ObjectStore, model: Model, run: Run) -> None:
     if not known:
         return
     found = checkpoint.load(store, model.name, known[-1])
-    for field in ("identity", "digest", "product", "shape", "settings", "mean", "std"):
+    for field in COMPARED:
         old, new = getattr(found, field), getattr(model, field)
+        if field == "others" and not old:  # of a mixed run from before it kept them
+            continue
         if field == "settings":
             free = {"threads", "checkpoint_every"}
             old, new = old.model_dump(exclude=free), new.model_dump(exclude=free)
@@ -361,19 +261,30 @@ def _save(store: ObjectStore, model: Model, run: Run) -> None:
     checkpoint.save(store, reached, run.method.encoder, run.state(), run.log_csv())
 
 
-def _report(model: Model, run: Run, reader: PatchReader, started: int) -> PretrainReport:
+def _as_released(
+    store: ObjectStore, model: Model, released: Released, reader: PatchReader
+) -> PretrainReport:
+    """Keep released weights as a model of this root, without a step of training."""
+    if not checkpoint.steps(store, model.name):
+        checkpoint.save(store, model, released.encoder, {}, "")
+    elif checkpoint.load(store, model.name, 0).origin != model.origin:
+        raise RecipeError(f"model {model.name!r} in {store.url} has other weights; name this one.")
+    return _report(model, None, reader, 0)
+
+
+def _report(model: Model, run: Run | None, reader: PatchReader, started: int) -> PretrainReport:
     _, times = np.unique(reader.sample_row, return_counts=True)
-    measured = last_health(run)
+    measured = NOTHING if run is None else last_health(run)
     return PretrainReport(
         model=model.name,
         version=model.version,
-        steps=run.step,
+        steps=0 if run is None else run.step,
         resumed_from=started,
         locations=len(times),
         patches=len(reader),
         paired_fraction=float((times > 1).mean()),
         transductive=model.settings.transductive,
-        loss=run.log[-1]["loss"],
+        loss=math.nan if run is None else run.log[-1]["loss"],
         embedding_std=measured.std,
         mean_cosine=measured.cosine,
         effective_rank=measured.rank,

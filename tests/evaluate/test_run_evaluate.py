@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,8 @@ def test_a_report_has_every_baseline_under_both_probes_and_says_who_wins(trained
     assert table == str(report)
     assert "random filters (RCF)" in table
     assert "Transductive" not in table
+    assert "New sensor" not in table
+    assert "**New sensor**: pretraining saw no image" in str(replace(report, new_product=True))
 
 
 def test_patterns_are_invisible_to_statistics_and_plain_to_filters(trained):
@@ -71,6 +74,8 @@ def test_a_transductive_model_is_called_so(published):
     ("wrong", "message"),
     [
         ({"labels": "image"}, r"`evaluate\.labels` is 'image'; allowed .*: labels"),
+        ({"product": "radar"}, r"learned from image and not from radar"),
+        ({"product": "labels"}, r"'labels' is no image product"),
         ({"labels": "other"}, r"`evaluate\.labels` is 'other'; allowed .*: labels"),
         ({"min_label_fraction": 1.0, "window_px": 16}, "no labelled windows"),
     ],

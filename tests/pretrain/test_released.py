@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import RecipeError
+from pipeline.pretrain import checkpoint
 from pipeline.pretrain.released import LAYOUTS, SENTINEL_2, read_released
+from pipeline.recipe import load_recipe
+from pipeline.run.embed import run_embed
+from pipeline.run.pretrain import run_pretrain
+from pipeline.run.simulate import simulate_shards
+from pipeline.store.objects import open_store
+from pipeline.store.reader import open_dataset
+from pipeline.store.tables import read_table
 
 #: Blocks of each stage, and whether they are bottlenecks (He et al. 2016, table 1).
 STAGES = {"resnet18": ((2, 2, 2, 2), False), "resnet50": ((3, 4, 6, 3), True)}
@@ -278,3 +288,110 @@ def test_a_checkpoint_of_another_method_is_refused_by_its_keys(tmp_path):
     torch.save({"state_dict": drawn(resnet("resnet18", 13), "module.encoder_b.")}, tmp_path / "w")
     with pytest.raises(RecipeError, match=r"no key encoder_b\.bn1\.bias"):
         read_released(tmp_path / "w", layout="ssl4eo-s12-moco", backbone="resnet18")
+
+
+RECIPE = """
+name = "one-sensor"
+sample = {{ strategy = "grid", region = [15.0, 51.0, 15.1, 51.1] }}
+cell = {{ lattice = "s2r10", size_px = 64 }}
+slots = {{ kind = "months", start = 2023-04-01, end = 2023-06-01 }}
+split = {{ block_km = 1, train = 1.0, val = 0.0, test = 0.0 }}
+
+[[product]]
+id = "sentinel-2-l2a"
+provider = "simulated"
+bands = ["B08", "B04", "B11"]
+
+[pretrain]
+weights = {{ path = "weights.pth", layout = "{layout}" }}
+backbone = "{backbone}"
+batch_size = 4
+queue = 8
+{pretrain}
+"""
+
+
+def recipe(folder: Path, pretrain: str, layout="torchgeo-ssl4eo-s12", backbone="resnet18"):
+    path = folder / "recipe.toml"
+    path.write_text(RECIPE.format(layout=layout, backbone=backbone, pretrain=pretrain))
+    return load_recipe(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A root of Sentinel-2 patches of 64 pixels, to look at with weights beside it."""
+    made = tmp_path_factory.mktemp("weights")
+    simulate_shards(open_store(made / "root"), recipe(made, "steps = 1"), locations=4)
+    return made
+
+
+@torch.inference_mode()
+def test_released_weights_are_a_model_of_the_root_without_a_step(folder):
+    path, store = file_of("torchgeo-ssl4eo-s12", "resnet18", folder), open_store(folder / "root")
+    loaded = recipe(folder, "steps = 0")
+    report = run_pretrain(loaded, store, device="cpu")
+    model = checkpoint.load(store, report.model)
+    assert (report.steps, model.step, model.bands) == (0, 0, ("B08", "B04", "B11"))
+    assert (model.mean, model.std) == ((0.0,) * 3, (10_000.0,) * 3), "reflectance from 0 to 1"
+    assert model.origin.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert str(folder) not in model.model_dump_json()
+    assert run_pretrain(loaded, store, device="cpu").model == report.model
+
+    found = run_embed(loaded, store, device="cpu")
+    (key,) = [key for key in store.list(found.folder) if key.endswith(".parquet")]
+    features = np.stack(read_table(store, key)["features"].to_numpy(zero_copy_only=False))
+    bands, mask = open_dataset(store).patches("sentinel-2-l2a").read(slice(None))
+    image = torch.from_numpy(bands * (mask > 0)[:, None] * 1e-4).float()
+    released = read_released(
+        path, layout="torchgeo-ssl4eo-s12", backbone="resnet18", bands=model.bands
+    )
+    wanted = released.encoder(image).numpy()
+    np.testing.assert_allclose(features, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layout", "backbone", "size_px"),
+    [("torchgeo-ssl4eo-s12", "resnet18", 64), ("ssl4eo-s12-moco-v3", "vit_small", 224)],
+)
+def test_a_run_begins_with_released_weights_and_moves_them(folder, layout, backbone, size_px):
+    path, store = file_of(layout, backbone, folder), open_store(folder / "root")
+    loaded = recipe(folder, "steps = 1\nlearning_rate = 1e-4", layout, backbone)
+    report = run_pretrain(loaded, store, name=backbone.replace("_", "-"), device="cpu")
+    model = checkpoint.load(store, report.model)
+    assert model.shape.image_px == size_px
+    bands = ("B08", "B04", "B11")
+    began = read_released(path, layout=layout, backbone=backbone, bands=bands).encoder
+    ends = checkpoint.load_encoder(store, model).state_dict()
+    weights = dict(began.named_parameters())
+    assert weights.keys() <= ends.keys()
+    assert all(torch.allclose(ends[key], weights[key], atol=1e-3) for key in weights)
+    assert any(not torch.equal(ends[key], weights[key]) for key in weights)
+
+
+@pytest.mark.parametrize(
+    ("pretrain", "layout", "backbone", "message"),
+    [
+        ("steps = 1", "torchgeo-ssl4eo-s12", "wave_resnet18", "without `wave_`"),
+        ("steps = 1", "torchgeo-ssl4eo-s12", "spec_resnet18", "is of a resnet18, not of a spec_"),
+        ("steps = 1", "spectral-earth", "resnet18", "takes its 202 bands, all"),
+        ("steps = 1", "ssl4eo-l-oli-sr", "resnet18", "bands are: SR_B1"),
+        ("steps = 1\ncrop_px = 32", "torchgeo-ssl4eo-s12", "resnet18", "64 pixels or more, not 32"),
+        ("steps = 1", "ssl4eo-s12-moco", "resnet18", "has no 'state_dict'"),
+    ],
+)
+def test_weights_that_do_not_fit_the_recipe_are_refused(
+    folder, pretrain, layout, backbone, message
+):
+    file_of("torchgeo-ssl4eo-s12", "resnet18", folder)
+    with pytest.raises(RecipeError, match=message):
+        run_pretrain(
+            recipe(folder, pretrain, layout, backbone), open_store(folder / "root"), device="cpu"
+        )
+
+
+def test_no_steps_without_weights_is_no_recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    text = RECIPE.format(layout="x", backbone="resnet18", pretrain="steps = 0")
+    path.write_text("\n".join(line for line in text.splitlines() if "weights" not in line))
+    with pytest.raises(RecipeError, match="`steps` is 0"):
+        load_recipe(path)

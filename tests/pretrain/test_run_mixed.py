@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain import checkpoint
+from pipeline.pretrain.augment import resize
+from pipeline.pretrain.normalise import Normaliser
 from pipeline.pretrain.wavelength import aim
 from pipeline.recipe import load_recipe
+from pipeline.run.describe import sensor_of
+from pipeline.run.embed import run_embed
 from pipeline.run.pretrain import run_pretrain
 from pipeline.run.simulate import simulate_shards
 from pipeline.store.objects import open_store
+from pipeline.store.reader import open_dataset
+from pipeline.store.tables import read_table
 
 RECIPE = """
 name = "two-sensors"
@@ -28,6 +38,10 @@ provider = "simulated"
 id = "sentinel-2-l2a"
 provider = "simulated"
 bands = ["B04", "B08", "B11"]
+
+[[product]]
+id = "landsat-oli-sr"
+provider = "simulated"
 
 [pretrain]
 {pretrain}
@@ -73,6 +87,42 @@ def test_a_mixed_run_learns_resumes_and_its_encoder_takes_both(folder, root):
     checkpoint.drop(root, "mixed", 3)
     again = run_pretrain(recipe(folder), root, name="mixed", device="cpu")
     assert (again.resumed_from, again.loss) == (2, report.loss)
+
+
+def features(root, report):
+    (key,) = [key for key in root.list(report.folder) if key.endswith(".parquet")]
+    return np.stack(read_table(root, key)["features"].to_numpy(zero_copy_only=False))
+
+
+def test_every_product_is_seen_with_its_own_standardisation(folder, root):
+    loaded, dataset = recipe(folder), open_dataset(root)
+    run_pretrain(loaded, root, name="each", device="cpu")
+    model = checkpoint.load(root, "each")
+    assert [*model.inputs] == ["enmap-l2a", "sentinel-2-l2a"]
+    for product in ("enmap-l2a", "sentinel-2-l2a", "landsat-oli-sr"):
+        report = run_embed(loaded, root, model="each", product=product, device="cpu")
+        stated = json.loads(root.get(f"{report.folder}.json"))
+        assert stated["new_product"] == (product not in model.inputs)
+        mean, std, _ = dataset.statistics(product)
+        reader, facts = dataset.patches(product), loaded.products[product]
+        shape = model.shape
+        if product not in model.inputs:
+            shape = replace(shape, sensors=(*shape.sensors, sensor_of(reader, facts)))
+        encoder = checkpoint.load_encoder(root, model, shape)
+        aim(encoder, product)
+        view = Normaliser(mean, std, reader.fill)(*map(torch.from_numpy, reader.read(slice(None))))
+        with torch.inference_mode():
+            wanted = encoder(resize(view, 16).image).numpy()
+        np.testing.assert_allclose(features(root, report), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_product_that_a_model_has_no_weights_for_is_refused(folder, root):
+    loaded = recipe(folder, 'method = "decur"\nprojector_width = 8', "vit_tiny")
+    run_pretrain(loaded, root, name="two", device="cpu")
+    with pytest.raises(RecipeError, match=r"learned from enmap-l2a and not from sentinel-2-l2a"):
+        run_embed(loaded, root, model="two", product="sentinel-2-l2a", device="cpu")
+    with pytest.raises(RecipeError, match="'modis' is no image product"):
+        run_embed(loaded, root, model="two", product="modis", device="cpu")
 
 
 def test_two_encoders_of_any_sensor_begin_with_a_product_each(folder, root):

@@ -101,7 +101,7 @@ def spoil(store, reader, *, number):
     row = reader.rows.slice(number, 1).to_pylist()[0]
     key = f"shards/{row['shard']}/image/bands/c/0/0/0/0/0"
     data = bytearray(store.get(key))
-    index = codec.parse_index(data[-codec.index_bytes(48) :], len(data), name=key)
+    index = codec.parse_index(bytes(data[-codec.index_bytes(48) :]), len(data), name=key)
     start = index[2 * row["sample"] + row["time"], 0]
     data[start + 4 : start + 8] = bytes(4)
     store.put(key, bytes(data))
