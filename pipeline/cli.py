@@ -463,6 +463,12 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="N", help="0: any free one.")
     ] = 8790,
+    earth_engine: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, metavar="N", help="Serve it as Earth Engine, too, at this port."
+        ),
+    ] = None,
     faults: Annotated[
         float, typer.Option(min=0, max=1, metavar="X", help="Share of requests that fail.")
     ] = 0.0,
@@ -471,7 +477,9 @@ def serve(
     """Serve a simulated archive on loopback: STAC search and files."""
     from pipeline.run.serve import run_serve
 
-    run_serve(folder, port=port, faults=faults, seed=seed, say=typer.echo)
+    run_serve(
+        folder, port=port, earth_engine=earth_engine, faults=faults, seed=seed, say=typer.echo
+    )
 
 
 # --- the frame -------------------------------------------------------------------------------

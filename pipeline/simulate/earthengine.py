@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import secrets
 import sys
 import threading
 import time
@@ -21,18 +20,16 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import rasterio
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from google.auth import jwt
 from rasterio import Affine
 from rasterio.io import MemoryFile
 
 from pipeline.errors import RecipeError
+from pipeline.simulate.earthengine_accounts import Accounts, BadGrant
 from pipeline.simulate.earthengine_graph import EarthEngineRefusal, evaluate, invalid, shipped
 from pipeline.simulate.earthengine_images import Grid, Image, Pixels
 from pipeline.simulate.earthengine_shelves import load_world
@@ -44,13 +41,12 @@ MOST_BANDS = 1024
 MOST_PX = 32_768
 MOST_IN_FLIGHT = 40
 _MAX_BODY_BYTES = 10 * 2**20
-_TOKEN_S = 3600
 
 _LOOPBACK = "127.0.0.1"
-#: What google-auth signs assertions for, whatever the key file says.
-_AUDIENCE = "https://oauth2.googleapis.com/token"
 _CALL = re.compile(r"/v1(?:alpha)?/projects/([^/]+)/(algorithms|value:compute|image:computePixels)")
 _PIXEL_KEYS = {"expression", "fileFormat", "grid", "bandIds", "workloadTag"}
+#: Faults by which less comes than was announced.
+_CUT = ("truncated", "wrong-length")
 _LOGIN_PAGE = b"<!DOCTYPE html><html><body><form>Sign in with Google</form></body></html>"
 _JSON = "application/json; charset=UTF-8"
 _PASSING = {
@@ -88,10 +84,14 @@ class EarthEngineServer:
     ----------
     url : str
         What a recipe's `url` names.
+    accounts : Accounts
+        Who may ask.
     asked : list of (str, dict)
         Call and body of every search and every request for pixels that was let in.
     most_in_flight : int
         Requests answered at the same time, at most.
+    refusal : EarthEngineRefusal or None
+        What every search and request for pixels is answered with, while it is set.
     """
 
     def __init__(
@@ -106,14 +106,12 @@ class EarthEngineServer:
         self.project = project
         self.folder = folder
         self.world = load_world(folder)
-        self.dice = FaultDice(faults or Faults())
-        self.retry_after_s = (faults or Faults()).retry_after_s
-        self.latency_s = (faults or Faults()).latency_s
+        self.faults = faults or Faults()
+        self.dice = FaultDice(self.faults)
         self.most_memory_px = most_memory_px
+        self.refusal: EarthEngineRefusal | None = None
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.most_in_flight = 0
-        self._key = rsa.generate_private_key(public_exponent=65_537, key_size=2048)
-        self._tokens: dict[str, float] = {}
         self._in_flight = 0
         self._lock = threading.Lock()
         try:
@@ -122,6 +120,9 @@ class EarthEngineServer:
             raise RecipeError(f"cannot listen on {_LOOPBACK}:{port}: {error.strerror}.") from error
         self._http.earth = self
         self.url = f"http://{_LOOPBACK}:{self._http.server_address[1]}"
+        # Tokens are made by another host than the one that is asked, as at Google.
+        token_uri = f"http://localhost:{self._http.server_address[1]}/token"
+        self.accounts = Accounts(project, token_uri)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
 
     def __enter__(self) -> Self:
@@ -137,67 +138,6 @@ class EarthEngineServer:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
-
-    # --- who may ask -------------------------------------------------------------------------
-
-    def write_key(self, path: Path) -> None:
-        """Write a service account's key file: the account that this server knows."""
-        private = self._key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        account = f"simulated@{self.project}.iam.gserviceaccount.com"
-        values = {
-            "type": "service_account",
-            "project_id": self.project,
-            "private_key_id": "simulated",
-            "private_key": private.decode(),
-            "client_email": account,
-            "client_id": "1",
-            # Another host than the one that is asked, as at Google.
-            "token_uri": f"http://localhost:{self._http.server_address[1]}/token",
-        }
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(values))
-
-    def token(self, form: dict[str, list[str]]) -> dict[str, Any]:
-        """Return a token for an assertion signed with the account's key."""
-        public = self._key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        try:
-            jwt.decode(  # type: ignore[no-untyped-call]
-                form["assertion"][0], certs=[public], audience=_AUDIENCE
-            )
-        except (KeyError, ValueError) as error:
-            raise _BadAssertion from error
-        token = secrets.token_urlsafe(32)
-        with self._lock:
-            self._tokens[token] = time.monotonic() + _TOKEN_S
-        return {"access_token": token, "expires_in": _TOKEN_S, "token_type": "Bearer"}
-
-    @property
-    def tokens(self) -> tuple[str, ...]:
-        """Return the tokens that are good now."""
-        return tuple(self._tokens)
-
-    def expire_tokens(self) -> None:
-        """Make every token so far worthless."""
-        with self._lock:
-            self._tokens.clear()
-
-    def admit(self, authorization: str, project: str) -> None:
-        """Refuse a request without a valid token, or for another project."""
-        token = authorization.removeprefix("Bearer ")
-        if self._tokens.get(token, 0.0) < time.monotonic():
-            raise _refusal("expired")
-        if project != self.project:
-            raise EarthEngineRefusal(
-                HTTPStatus.FORBIDDEN,
-                "PERMISSION_DENIED",
-                f"Caller does not have required permission to use project {project}.",
-            )
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
@@ -249,10 +189,6 @@ class EarthEngineServer:
             case "GEO_TIFF":
                 return _geotiff(layers, grid), "image/tiff"
         raise invalid(f"File format {body.get('fileFormat')!r} is not simulated.")
-
-
-class _BadAssertion(Exception):
-    """A token was asked for with another key than the account's."""
 
 
 def _refusal(fault: str) -> EarthEngineRefusal:
@@ -353,8 +289,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         try:
             data, kind = self._route(urlsplit(self.path).path, body)
-        except _BadAssertion:
-            said = {"error": "invalid_grant", "error_description": "Invalid JWT Signature."}
+        except BadGrant:
+            said = {
+                "error": "invalid_grant",
+                "error_description": "Not the key or login of an account.",
+            }
             self._send(HTTPStatus.BAD_REQUEST, json.dumps(said).encode(), _JSON)
         except EarthEngineRefusal as refusal:
             error = {
@@ -378,24 +317,44 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/$discovery/rest":
             return shipped("cloud_api_discovery_document.json"), _JSON
         if path == "/token":
-            return json.dumps(earth.token(parse_qs(body.decode()))).encode(), _JSON
+            return json.dumps(earth.accounts.token(parse_qs(body.decode()))).encode(), _JSON
         found = _CALL.fullmatch(path)
         if found is None:
             raise EarthEngineRefusal(HTTPStatus.NOT_FOUND, "NOT_FOUND", "Not Found")
         project, call = found.groups()
-        earth.admit(self.headers.get("Authorization", ""), project)
+        if not earth.accounts.knows(self.headers.get("Authorization", "")):
+            raise _refusal("expired")
+        if project != earth.project:
+            raise EarthEngineRefusal(
+                HTTPStatus.FORBIDDEN,
+                "PERMISSION_DENIED",
+                f"Caller does not have required permission to use project {project}.",
+            )
         if call == "algorithms":
             return shipped("algorithms.json"), _JSON
         with earth.in_flight():
             wish = _parsed(body)
             fault = earth.dice.throw(_subject(call, wish), body.decode())
             if fault == "latency":
-                time.sleep(earth.latency_s)
-            elif fault is not None:
+                time.sleep(earth.faults.latency_s)
+            elif fault not in (None, *_CUT):
                 return self._fault(fault)
+            if earth.refusal is not None:
+                raise earth.refusal
             if call == "value:compute":
-                return json.dumps(earth.compute(wish)).encode(), _JSON
-            return earth.pixels(wish)
+                answer = json.dumps(earth.compute(wish)).encode(), _JSON
+            else:
+                answer = earth.pixels(wish)
+            if fault in _CUT:
+                self._cut(*answer)
+            return answer
+
+    def _cut(self, data: bytes, kind: str) -> NoReturn:
+        """Send half of what is announced, and hang up."""
+        self._head(HTTPStatus.OK, len(data), kind)
+        self.wfile.write(data[: len(data) // 2])
+        self.close_connection = True
+        raise ConnectionResetError
 
     def _fault(self, fault: str) -> tuple[bytes, str]:
         """Return a wrong answer, raise a refusal, or hang up."""
@@ -403,18 +362,23 @@ class _Handler(BaseHTTPRequestHandler):
             return _LOGIN_PAGE, "text/html"
         if fault in _PASSING:
             raise _refusal(fault)
+        if fault == "stalled":
+            time.sleep(self.server.earth.faults.stall_s)
         self.close_connection = True
         raise ConnectionResetError
 
     def _send(self, status: HTTPStatus, data: bytes, kind: str) -> None:
+        self._head(status, len(data), kind)
+        self.wfile.write(data)
+
+    def _head(self, status: HTTPStatus, length: int, kind: str) -> None:
         self.send_response_only(status)
-        headers = {"Content-Type": kind, "Content-Length": str(len(data))}
+        headers = {"Content-Type": kind, "Content-Length": str(length)}
         if status == HTTPStatus.TOO_MANY_REQUESTS:
-            headers["Retry-After"] = str(self.server.earth.retry_after_s)
+            headers["Retry-After"] = str(self.server.earth.faults.retry_after_s)
         for key, value in headers.items():
             self.send_header(key, value)
         self.end_headers()
-        self.wfile.write(data)
 
 
 def _parsed(body: bytes) -> dict[str, Any]:

@@ -28,12 +28,9 @@ from googleapiclient.errors import HttpError
 from pipeline.errors import GiveUp, RecipeError, TryAgain
 from pipeline.ports import PixelGrid, Query
 from pipeline.sources.earthengine_errors import failure_of
+from pipeline.sources.earthengine_pixels import KEY, PROJECT
 from pipeline.sources.http import explained, retry_after_s
 from pipeline.sources.providers import Provider
-
-#: Environment: path of a service account's key file, and the project that is asked and billed.
-KEY = "TERRASHARD_EARTH_ENGINE_KEY"
-PROJECT = "TERRASHARD_EARTH_ENGINE_PROJECT"
 
 _CONNECT_S = 10.0
 #: Whole numbers up to this are sent as such, so that bands of integers stay integers.

@@ -45,7 +45,7 @@ def endpoints(archive: Path, keys: Path) -> Iterator[Serve]:
         def serve(**values: Any) -> EarthEngineServer:
             server = stack.enter_context(EarthEngineServer(archive, **values))
             key = keys / f"{server.url.rpartition(':')[2]}.json"
-            server.write_key(key)
+            server.accounts.write_key(key)
             patch.setenv("TERRASHARD_EARTH_ENGINE_KEY", str(key))
             patch.delenv("TERRASHARD_EARTH_ENGINE_PROJECT", raising=False)
             return server

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,11 @@ from pipeline.errors import FINAL, PASSING, GiveUp, RecipeError, TryAgain
 from pipeline.ports import PixelGrid, PixelSource, Query
 from pipeline.products.catalogue import load_product
 from pipeline.records import Scene, Unusable
+from pipeline.simulate.earthengine_graph import EarthEngineRefusal
+from pipeline.simulate.earthengine_images import Band, Image
 from pipeline.simulate.faults import Faults
 from pipeline.sources import earthengine_pixels
+from pipeline.sources.earthengine import EarthEngine
 from pipeline.sources.earthengine_errors import failure_of
 from pipeline.sources.earthengine_items import EarthEngineCatalogue, item_of
 from pipeline.sources.earthengine_pixels import (
@@ -256,6 +262,51 @@ def test_what_is_too_much_for_one_request_comes_in_parts(earth: Any) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
+#: 48 MiB of one band of doubles with their masks, but for three bytes.
+AT_MOST_PX = (1365, 4097)
+
+
+def test_as_many_bytes_as_are_allowed_come_at_once_and_one_row_more_in_two(earth: Any) -> None:
+    server = earth()
+    image, source = image_of(server), pixels(server)
+    width, height = AT_MOST_PX
+    assert MOST_BYTES - 9 < width * height * 9 <= MOST_BYTES
+    for extra, requests in ((0, 1), (1, 2)):
+        before = source.requests
+        grid = replace(grid_in(image), width_px=width, height_px=height + extra)
+        found = source.pixels(address(image), ["B2"], grid, fill=np.nan)
+        assert found.shape == (1, height + extra, width)
+        assert source.requests - before == requests
+    with pytest.raises(GiveUp, match="Total request size"):
+        EarthEngine(provider(server)).npy(
+            *(image.id, image.version, ["B2"], grid), fill=-1e30, method="nearest"
+        )
+
+
+def test_as_many_bands_as_are_allowed_come_at_once_and_one_more_in_two(earth: Any) -> None:
+    server = earth()
+    plain = image_of(server).bands[0].grid
+
+    def band(number: int) -> Band:
+        def read(grid: Any) -> Any:
+            shape = grid.height_px, grid.width_px
+            return np.full(shape, number, "uint16"), np.ones(shape, bool)
+
+        return Band(f"b{number}", "uint16", plain, read, read)
+
+    image = Image("made/up", 1, {}, tuple(band(number) for number in range(MOST_BANDS + 1)))
+    server.world.add(image)
+    names = [band.name for band in image.bands]
+    grid, source = replace(grid_in(image), width_px=2, height_px=1), pixels(server)
+    for count, requests in ((MOST_BANDS, 1), (MOST_BANDS + 1, 2)):
+        before = source.requests
+        found = source.pixels(address(image), names[:count], grid, fill=0)
+        np.testing.assert_array_equal(found[:, 0, 1], range(count))
+        assert source.requests - before == requests
+    with pytest.raises(GiveUp, match="Number of bands"):
+        EarthEngine(provider(server)).npy("made/up", 1, names, grid, fill=0, method="nearest")
+
+
 def test_a_memory_limit_halves_a_request_until_it_passes(earth: Any) -> None:
     server = earth(most_memory_px=500)
     image = image_of(server)
@@ -299,7 +350,7 @@ def test_parts_fit_a_request_and_cover_a_window_once(width: int, height: int, ba
 
 
 def test_no_more_than_forty_requests_are_in_flight(earth: Any) -> None:
-    kinds = Faults(rate=1, kinds=("latency",), latency_s=0.1, at_most=1000)
+    kinds = Faults(rate=1, kinds=("latency",), latency_s=0.5, at_most=1000)
     server = earth(faults=kinds)
     image = image_of(server)
     source = pixels(server, attempts=1)
@@ -308,6 +359,34 @@ def test_no_more_than_forty_requests_are_in_flight(earth: Any) -> None:
         list(pool.map(lambda g: source.pixels(address(image), ["B2"], g, fill=0), wanted))
     assert 20 < server.most_in_flight <= 40
     assert source.requests == 75
+
+
+def test_workers_of_a_run_have_forty_requests_in_flight_together(earth: Any) -> None:
+    """Four processes, each with threads enough for all the places."""
+    kinds = Faults(rate=1, kinds=("latency",), latency_s=0.5, at_most=1000)
+    server = earth(faults=kinds)
+    image = image_of(server)
+    worker = f"""
+from concurrent.futures import ThreadPoolExecutor
+from pipeline.ports import PixelGrid
+from pipeline.sources.earthengine_pixels import EarthEnginePixels
+from pipeline.sources.providers import load_provider
+
+provider = load_provider("earth-engine", url={server.url!r})
+source = EarthEnginePixels(provider, share=0.25, attempts=1, run={server.url!r})
+assert source.concurrency == 40
+
+def ask(col):
+    grid = PixelGrid(32633, 300_000.0 + 10 * col, 5_700_000.0, 10.0, 1, 1)
+    return source.pixels({address(image)!r}, ["B2"], grid, fill=0)
+
+with ThreadPoolExecutor(40) as pool:
+    list(pool.map(ask, range(40)))
+"""
+    workers = [subprocess.Popen([sys.executable, "-c", worker]) for _ in range(4)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0] * 4
+    assert len(server.asked) == 160
+    assert 20 < server.most_in_flight <= 40
 
 
 # --- who may ask ---------------------------------------------------------------------------------
@@ -322,7 +401,7 @@ def test_an_expired_token_is_renewed(earth: Any) -> None:
     server = earth()
     image, source = image_of(server), pixels(server)
     first = source.pixels(address(image), ["B2"], grid_in(image), fill=0)
-    server.expire_tokens()
+    server.accounts.expire_tokens()
     again = source.pixels(address(image), ["B2"], grid_in(image), fill=0)
     np.testing.assert_array_equal(first, again)
     assert source.requests == 2
@@ -332,11 +411,40 @@ def test_application_default_credentials_are_enough(
     earth: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     server = earth()
-    server.write_key(tmp_path / "default.json")
+    server.accounts.write_key(tmp_path / "default.json")
     monkeypatch.delenv("TERRASHARD_EARTH_ENGINE_KEY")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "default.json"))
     assert read_one(server).shape == (1, 4, 4)
+
+
+def test_a_user_s_own_login_is_enough(
+    earth: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server, login = earth(), tmp_path / ".config" / "earthengine" / "credentials"
+    login.parent.mkdir(parents=True)
+    server.accounts.write_login(login)
+    monkeypatch.delenv("TERRASHARD_EARTH_ENGINE_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    # The client has the address where tokens are made as a constant.
+    monkeypatch.setattr("ee.oauth.TOKEN_URI", server.accounts.token_uri)
+    assert read_one(server).shape == (1, 4, 4)
+    server.accounts.expire_tokens()
+    assert read_one(server).shape == (1, 4, 4)
+
+
+def test_another_s_login_is_refused(
+    earth: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server, login = earth(), tmp_path / ".config" / "earthengine" / "credentials"
+    login.parent.mkdir(parents=True)
+    login.write_text(json.dumps({"refresh_token": "secret-words", "project": server.project}))
+    monkeypatch.delenv("TERRASHARD_EARTH_ENGINE_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("ee.oauth.TOKEN_URI", server.accounts.token_uri)
+    with pytest.raises(RecipeError, match="earthengine authenticate") as refusal:
+        read_one(server)
+    assert "secret-words" not in str(refusal.value)
 
 
 def test_another_s_key_is_refused_and_told_nobody(
@@ -345,7 +453,7 @@ def test_another_s_key_is_refused_and_told_nobody(
     caplog.set_level(logging.DEBUG)
     other, server = earth(), earth()
     key = json.loads(Path(_key()).read_text())
-    other.write_key(tmp_path / "other.json")
+    other.accounts.write_key(tmp_path / "other.json")
     strange = json.loads((tmp_path / "other.json").read_text())["private_key"]
     (tmp_path / "mixed.json").write_text(json.dumps({**key, "private_key": strange}))
     monkeypatch.setenv("TERRASHARD_EARTH_ENGINE_KEY", str(tmp_path / "mixed.json"))
@@ -373,8 +481,8 @@ def test_tokens_are_never_logged(earth: Any, caplog: pytest.LogCaptureFixture) -
     caplog.set_level(logging.DEBUG)
     server = earth()
     read_one(server)
-    assert server.tokens
-    assert not any(token in caplog.text for token in server.tokens)
+    assert server.accounts.tokens
+    assert not any(token in caplog.text for token in server.accounts.tokens)
 
 
 def test_another_project_is_forbidden(earth: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,29 +552,59 @@ def test_what_is_no_address_is_refused(earth: Any, href: str) -> None:
     assert not server.asked
 
 
+RETRIED, SPLIT, GIVEN_UP = 2, 3, 1  # requests, of two attempts, for a window of four rows
+
+
 @pytest.mark.parametrize(
-    ("status", "message", "failure"),
+    ("status", "message", "requests", "failure"),
     [
-        (400, "Too many concurrent aggregations.", "throttled"),
-        (403, "Quota exceeded for quota metric 'requests'.", "throttled"),
-        (429, "", "throttled"),
-        (400, "Computation timed out.", "timeout"),
-        (504, "", "timeout"),
-        (500, "An internal error has occurred", "server-error"),
-        (400, "User memory limit exceeded.", "too-large"),
-        (400, "Total request size (56623104 bytes) must be less than or equal to ...", "too-large"),
-        (400, "Image.load: Image asset 'x' not found (does not exist or ... access).", "gone"),
-        (404, "", "gone"),
-        (403, "Caller does not have required permission to use project x.", "forbidden"),
-        (400, "Invalid JSON payload received.", "refused"),
+        (429, "", RETRIED, "throttled"),
+        (429, "Too Many Requests: Request was rejected because ...", RETRIED, "throttled"),
+        (429, "Too many concurrent aggregations.", RETRIED, "throttled"),
+        (400, "Too many concurrent aggregations.", RETRIED, "throttled"),
+        (403, "Quota exceeded for quota metric 'requests'.", RETRIED, "throttled"),
+        (429, "Quota exceeded for quota metric 'EECU-hours'.", RETRIED, "throttled"),
+        (400, "Computation timed out.", RETRIED, "timeout"),
+        (400, "Deadline exceeded.", RETRIED, "timeout"),
+        (504, "", RETRIED, "timeout"),
+        (500, "An internal error has occurred", RETRIED, "server-error"),
+        (503, "The service is currently unavailable.", RETRIED, "server-error"),
+        (400, "User memory limit exceeded.", SPLIT, "too-large"),
+        (400, "Computed value is too large.", SPLIT, "too-large"),
+        (400, "Total request size (56623104 bytes) must be less than ...", SPLIT, "too-large"),
+        (400, "Image.load: Image asset 'x' not found (does not exist or ...", GIVEN_UP, "gone"),
+        (404, "", GIVEN_UP, "gone"),
+        (403, "Caller does not have required permission to use ...", GIVEN_UP, "forbidden"),
+        (400, "Invalid JSON payload received.", GIVEN_UP, "refused"),
     ],
 )
-def test_refusals_are_understood(status: int, message: str, failure: str) -> None:
-    body = json.dumps({"error": {"code": status, "message": message}}).encode()
-    error = failure_of(status, body, what="x", retry_after_s=3)
-    assert error.failure == failure
-    assert isinstance(error, TryAgain if failure in PASSING else GiveUp)
+def test_what_a_refusal_leads_to(
+    earth: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    message: str,
+    requests: int,
+    failure: str,
+) -> None:
+    monkeypatch.setattr("pipeline.sources.limits.FIRST_PAUSE_S", 0.01)
+    server = earth()
+    image, source = image_of(server), pixels(server, attempts=2)
+    server.refusal = EarthEngineRefusal(HTTPStatus(status), "WHATEVER", message)
+    with pytest.raises(TryAgain if failure in PASSING else GiveUp) as refusal:
+        source.pixels(address(image), ["B2"], grid_in(image), fill=0)
+    assert refusal.value.failure == failure
     assert failure in (*PASSING, *FINAL)
+    assert source.requests == requests
+
+
+def test_a_page_that_is_too_much_is_halved(earth: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = earth()
+    whole = search(server)
+    assert len(whole) >= 4
+    monkeypatch.setattr("pipeline.simulate.earthengine_images.MOST_ELEMENTS", 2)
+    catalogue = EarthEngineCatalogue(provider(server, page_size=8), SENTINEL)
+    assert list(catalogue.search(APRIL)) == whole
+    assert catalogue.requests == 2 + len(whole) // 2 + 1  # 8 and 4 are too many, 2 are not
 
 
 @given(status=st.integers(300, 599), body=st.binary(max_size=60))
