@@ -29,7 +29,8 @@ from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint
 from pipeline.pretrain.train import choose_device
 from pipeline.recipe import Evaluate, LoadedRecipe
-from pipeline.run.pretrain import describe
+from pipeline.run.describe import model_name
+from pipeline.run.trained import Trained, open_trained
 from pipeline.store import layout
 from pipeline.store.reader import open_dataset
 from pipeline.watch.progress import Progress
