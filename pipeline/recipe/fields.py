@@ -210,7 +210,8 @@ class ProductWish(Strict):
     min_valid_fraction: float = Field(default=1.0, ge=0, le=1)
     """Least share of a patch's pixels that must have been seen."""
     allow_unmasked: bool = False
-    """Whether a scene without its quality layers may be used (written with mask 8, `valid`)."""
+    """Whether a scene may be used whose clouds nothing tells, neither quality layers nor the
+    product's `mask` method (written with mask 8, `valid`)."""
     contained: bool = True
     """Whether one datatake's footprints must contain the whole cell."""
     follows: str | None = None

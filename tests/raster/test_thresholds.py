@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.products.catalogue import LEGEND, Product, load_product
+from pipeline.raster.masks import fractions
 from pipeline.raster.thresholds import classify, derive
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="real data (../shared/data) not here")
 PRODUCT = load_product("sentinel-2-l1c")
 BANDS = ("blue", "red", "nir", "swir16", "cirrus")
 NAMES = {code: name for name, code in LEGEND.items()}
@@ -112,7 +115,27 @@ def test_a_product_that_cannot_be_looked_at_is_refused(
         Product.model_validate(PRODUCT.model_dump() | changed)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the project")
+@needs_data
+@pytest.mark.parametrize(
+    ("day", "least", "most"), [("20200604", 0.0, 0.05), ("20200823", 0.3, 0.5)]
+)
+def test_two_days_of_a_farmland_are_told_apart(day: str, least: float, most: float) -> None:
+    """Level 1C with all bands: a clear day, and one of cumulus, whose tile states 9.92 percent."""
+    folder = next((DATA / "ssl4eo-s12" / "s2c").glob(f"*/{day}T*"))
+    assert PRODUCT.mask is not None
+    delivered = {}
+    for name in PRODUCT.mask.names:
+        with rasterio.open(folder / f"{name.replace('B0', 'B')}.tif") as file:
+            pixels = file.read(1)
+        times = 264 // len(pixels)
+        delivered[name] = pixels.repeat(times, axis=0).repeat(times, axis=1)
+    codes = derive(delivered, PRODUCT, offset_add=0)
+    cloudy = fractions(codes, ["cloud", "thin-cloud"]).cloudy
+    assert cloudy is not None
+    assert least <= cloudy < most
+
+
+@needs_data
 def test_agreement_with_a_mask_drawn_by_hand() -> None:
     """Sentinel-2 without its cirrus band; figures of `python -m benchmarks.clouds`, less a little.
 
