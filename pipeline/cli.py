@@ -226,6 +226,10 @@ def embed(
     recipe: RecipeArg,
     root: RootOption = None,
     model: ModelOption = None,
+    product: Annotated[
+        str | None,
+        typer.Option(metavar="PRODUCT", help="Whose patches. [default: the model's own product]"),
+    ] = None,
     dtype: Annotated[
         str, typer.Option(metavar="TYPE", help="Of the features: float32 or float16.")
     ] = "float32",
@@ -258,10 +262,6 @@ def export(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write model.onnx too, and compare its features.")
     ] = False,
-    product: Annotated[
-        str | None,
-        typer.Option(metavar="PRODUCT", help="Whose patches. [default: the model's own product]"),
-    ] = None,
 ) -> None:
     """Take a model out: a folder that timm and the Hugging Face Hub load."""
     from pipeline.run.export import run_export

@@ -195,6 +195,12 @@ def markdown(report: Evaluation) -> str:
             "without labels.",
             "",
         ]
+    if report.new_product:
+        lines += [
+            f"**New sensor**: pretraining saw no {report.product}; it is standardised by the "
+            "training part of this version.",
+            "",
+        ]
     lines += [
         f"| features | probe | macro accuracy % ({CONFIDENCE:.0%} interval) | micro accuracy % |",
         "|---|---|---|---|",
@@ -203,12 +209,6 @@ def markdown(report: Evaluation) -> str:
         f"| {TITLES.get(r.features, r.features)} | {r.probe} | {_score_text(r.macro)} "
         f"| {_score_text(r.micro)} |"
         for r in report.results
-    if report.new_product:
-        lines += [
-            f"**New sensor**: pretraining saw no {report.product}; it is standardised by the "
-            "training part of this version.",
-            "",
-        ]
     ]
     lines += ["", *[_sentence(c) for c in report.comparisons], "", *_notes(report)]
     return "\n".join(lines) + "\n"

@@ -98,6 +98,7 @@ def run_evaluate(
         version=described.version,
         digest=described.digest,
         product=trained.product,
+        new_product=trained.new,
         labels=settings.labels,
         transductive=described.settings.transductive,
         window_px=windows.edge_px,
@@ -110,7 +111,6 @@ def run_evaluate(
     return _write(store, report, settings)
 
 
-        new_product=trained.new,
 def _settings(loaded: LoadedRecipe) -> Evaluate:
     settings = loaded.recipe.evaluate
     if settings is None:

@@ -21,8 +21,8 @@ from pipeline.pretrain.batches import Stored
 from pipeline.pretrain.checkpoint import Model
 from pipeline.pretrain.normalise import Normaliser
 from pipeline.pretrain.train import Run, Support
-from pipeline.recipe import Evaluate, LoadedRecipe, Pretrain
 from pipeline.pretrain.wavelength import aim
+from pipeline.recipe import Evaluate, LoadedRecipe, Pretrain
 from pipeline.store.patches import PatchReader
 from pipeline.store.reader import Dataset
 
@@ -156,11 +156,11 @@ def check_of(
 
     def check(run: Run) -> float:
         encoder = run.method.encoder
+        aim(encoder, reader.product)
         training = {name: module.training for name, module in encoder.named_modules()}
         features = describe_windows(
             reader,
             some,
-        aim(encoder, reader.product)
             normaliser,
             {"model": EncoderFeatures(encoder, image_px)},
             device=device,
