@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,8 @@ from pipeline.store.layout import LOCATIONS, SCENES, claim, is_claimed, numbered
 from pipeline.store.tables import append, from_rows, next_number, read_all, write_table
 
 _UNUSABLE = "unusable"
+#: New objects after which reference cycles are looked for: a page is about a million.
+_COLLECT_EVERY = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ def run_search(
     silent: list[str] = []
     requests = new = 0
     preferred = {product: wish.providers for product, wish in loaded.wishes.items()}
-    with Spool(_baselines(store), preferred) as spool:
+    with _collecting_rarely(), Spool(_baselines(store), preferred) as spool:
         for product_id in loaded.products:
             before = len(spool.newest)
             asked = _ask_all(loaded, product_id, locations, spool, unusable)
@@ -81,14 +84,26 @@ def run_search(
         claim(store, loaded)  # only now: a mistake found before leaves the root free
         for scenes, duplicates in spool.chunks():
             unusable += duplicates
-            new += len(scenes)
-            if scenes:
-                append(store, SCENES, from_rows(scenes, Scene), Scene)
+            new += scenes.num_rows
+            if scenes.num_rows:
+                append(store, SCENES, scenes, Scene)
     _append_unusable(store, unusable)
     reasons = Counter(row.reason for row in unusable)
     return SearchReport(
         found, dict(sorted(reasons.items())), new, requests, "; ".join(silent) or None
     )
+
+
+@contextmanager
+def _collecting_rarely() -> Iterator[None]:
+    """Look for reference cycles once in a while only: pages are millions of objects without any,
+    and looking through them again and again took half of the time of reading them."""
+    before = gc.get_threshold()
+    gc.set_threshold(_COLLECT_EVERY, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 @dataclass(slots=True)
@@ -133,8 +148,7 @@ def _ask_all(
                 asked.requests += answers.requests
             for scenes, duplicates in part.chunks():
                 lost += duplicates
-                for scene in scenes:
-                    spool.add(scene)
+                spool.add_all(scenes)
         unusable += lost
     return asked
 

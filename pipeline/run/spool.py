@@ -8,11 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.records import Scene, Unusable
 from pipeline.stages.newest import Newest, deduplicate
-from pipeline.store.tables import from_rows, to_rows
+from pipeline.store.tables import from_rows
 
 #: Scenes in memory at once, and in one table of the root.
 _CHUNK_ROWS = 100_000
@@ -60,13 +61,21 @@ class Spool:
         self.newest.note(row)
         self._waiting.append(row)
         if len(self._waiting) >= self._chunk_rows:
-            path = Path(self._folder.name) / f"{len(self._files)}.parquet"
-            pq.write_table(from_rows(self._waiting, Scene), path, compression="zstd")
-            self._files.append(path)
+            self._put_away(from_rows(self._waiting, Scene))
             self._waiting = []
 
-    def chunks(self) -> Iterator[tuple[list[Scene], list[Unusable]]]:
+    def add_all(self, scenes: pa.Table) -> None:
+        """Take a table of scenes."""
+        self.newest.note_all(scenes)
+        self._put_away(scenes)
+
+    def chunks(self) -> Iterator[tuple[pa.Table, list[Unusable]]]:
         """Yield what is new and what is a duplicate, chunk by chunk; call it when all is in."""
         for path in self._files:
-            yield deduplicate(to_rows(pq.read_table(path), Scene), self.newest)
-        yield deduplicate(self._waiting, self.newest)
+            yield deduplicate(pq.read_table(path), self.newest)
+        yield deduplicate(from_rows(self._waiting, Scene), self.newest)
+
+    def _put_away(self, scenes: pa.Table) -> None:
+        path = Path(self._folder.name) / f"{len(self._files)}.parquet"
+        pq.write_table(scenes, path, compression="zstd")
+        self._files.append(path)

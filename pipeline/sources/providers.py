@@ -6,9 +6,10 @@ allow-list: an address from a catalogue that is not on it is refused before anyt
 
 from __future__ import annotations
 
+import re
 import tomllib
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -17,11 +18,14 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import GiveUp, RecipeError
-from pipeline.products.catalogue import explain
+from pipeline.products.explain import explain
 from pipeline.recipe import LoadedRecipe
 
 Scheme = Literal["https", "http", "s3", "ee"]
 
+#: What no address holds, and what of one says where it leads.
+_BLANKS = re.compile(r"[\x00-\x20\x7f]")
+_PLACE = re.compile(r"[^/?#\\]*//[^/?#\\]*/")
 _DEFAULT_PORTS: dict[str, int | None] = {"https": 443, "http": 80, "s3": None, "ee": None}
 
 
@@ -166,14 +170,18 @@ def _elsewhere(provider: Provider, url: str) -> dict[str, object]:
         return here if bulk and provider.hosts else {**here, "schemes": (), "hosts": ()}
     parts = _split(url)
     loopback = parts.hostname in ("127.0.0.1", "localhost")
+    if parts.username is not None or parts.password is not None:
+        raise RecipeError(
+            f"`url` of provider {provider.name!r} has a login in it, which every plan would keep; "
+            "leave it out: catalogues are asked without one."
+        )
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and loopback)):
         raise RecipeError(
             f"`url` {url!r} of provider {provider.name!r} must be https, or http on 127.0.0.1."
         )
     if provider.hosts:
         return {"url": url, **bulk}
-    host = parts.netloc.rpartition("@")[2]
-    return {"url": url, "schemes": (parts.scheme,), "hosts": (host,), **bulk}
+    return {"url": url, "schemes": (parts.scheme,), "hosts": (parts.netloc,), **bulk}
 
 
 def is_bulk(url: str) -> bool:
@@ -193,26 +201,34 @@ def check_href(provider: Provider, href: str) -> None:
     GiveUp
         With the class `refused`; the message names the host, never a query or a credential.
     """
-    if any(ord(letter) <= 32 or ord(letter) == 127 for letter in href):
+    if _BLANKS.search(href):
         raise _refused(provider, "an address with blanks or control characters")
     if provider.on_disk:
         _check_path(provider, href)
         return
+    # Scenes of a provider lie in few places, and only the place matters from here on.
+    place = _PLACE.match(href)
+    if (problem := _problem(provider, href if place is None else place[0])) is not None:
+        raise _refused(provider, problem)
+
+
+@lru_cache(maxsize=4096)
+def _problem(provider: Provider, place: str) -> str | None:
+    """Return why nothing may be read from a place (`https://host:port/`), or None."""
     try:
-        parts = _split(href)
+        parts = _split(place)
         port = parts.port
     except (ValueError, RecipeError):
-        raise _refused(provider, "an address that cannot be parsed") from None
+        return "an address that cannot be parsed"
     if parts.scheme not in provider.schemes:
         allowed = ", ".join(provider.schemes)
-        raise _refused(provider, f"scheme {parts.scheme[:20]!r} (allowed: {allowed})")
+        return f"scheme {parts.scheme[:20]!r} (allowed: {allowed})"
     if parts.username is not None or parts.password is not None:
-        raise _refused(provider, "an address with credentials in it")
+        return "an address with credentials in it"
     host = (parts.hostname or "").lower()
     if not _listed(provider, host, port, parts.scheme):
-        raise _refused(
-            provider, f"host {parts.netloc[:80]!r} (allowed: {', '.join(provider.hosts)})"
-        )
+        return f"host {parts.netloc[:80]!r} (allowed: {', '.join(provider.hosts)})"
+    return None
 
 
 def _listed(provider: Provider, host: str, port: int | None, scheme: str) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import pyarrow as pa
 
 from pipeline.records import Scene, Unusable
 
@@ -35,10 +38,19 @@ class Newest:
     def note(self, row: Scene) -> None:
         """Take a row into account. Of equal baselines the preferred provider wins, then the
         greater item id, so that the order of answers is without effect."""
-        providers = self._preferred.get(row.product, ())
-        place = providers.index(row.provider) if row.provider in providers else len(providers)
-        rank = (version_of(row.baseline), -place, row.item, row.provider)
-        self._best[row.scene] = max(rank, self._best.get(row.scene, rank))
+        self._note(row.scene, row.product, row.provider, row.item, row.baseline)
+
+    def note_all(self, scenes: pa.Table) -> None:
+        """Take the rows of a table of scenes into account."""
+        names = ("scene", "product", "provider", "item", "baseline")
+        for values in zip(*(scenes.column(name).to_pylist() for name in names), strict=True):
+            self._note(*values)
+
+    def _note(self, scene: str, product: str, provider: str, item: str, baseline: str) -> None:
+        providers = self._preferred.get(product, ())
+        place = providers.index(provider) if provider in providers else len(providers)
+        rank = (version_of(baseline), -place, item, provider)
+        self._best[scene] = max(rank, self._best.get(scene, rank))
 
     def item(self, scene: str) -> str:
         """Return the id of a scene's newest item."""
@@ -48,53 +60,56 @@ class Newest:
         """Return who serves it."""
         return self._best[scene][3]
 
-    def is_best(self, row: Scene) -> bool:
-        """Whether this row is the one that counts."""
-        return (row.item, row.provider) == (self.item(row.scene), self.provider(row.scene))
-
     def is_new(self, scene: str) -> bool:
         """Whether the root has no such scene, or only one of an older baseline."""
         return scene not in self._known or self._best[scene][0] > version_of(self._known[scene])
 
 
-def deduplicate(
-    rows: Iterable[Scene], newest: Newest | None = None
-) -> tuple[list[Scene], list[Unusable]]:
+def deduplicate(scenes: pa.Table, newest: Newest | None = None) -> tuple[pa.Table, list[Unusable]]:
     """Keep the newest item of each scene; the others are unusable as `duplicate`.
 
     Parameters
     ----------
-    rows : iterable of Scene
+    scenes : table of `Scene` rows
         All rows, or some of them if `newest` has seen all.
     newest : Newest or None
         None: made of these rows.
 
     Returns
     -------
-    list of Scene, list of Unusable
+    pa.Table, list of Unusable
         What is to be added to the root, by time and scene; and what has a better counterpart at
         the same provider. A scene that the root has already is in neither: it was told before.
     """
-    rows = list(rows)
     if newest is None:
         newest = Newest({})
-        for row in rows:
-            newest.note(row)
-    kept = {row.scene: row for row in rows if newest.is_best(row) and newest.is_new(row.scene)}
-    duplicates = [
-        Unusable(
-            product=row.product,
-            provider=row.provider,
-            item=row.item,
-            reason="duplicate",
-            detail=f"{newest.item(row.scene)} is the newer one of {row.scene}"[:200],
-        )
-        for row in rows
-        if newest.provider(row.scene) == row.provider and newest.item(row.scene) != row.item
-    ]
-    return sorted(kept.values(), key=lambda row: (row.acquired, row.scene)), duplicates
+        newest.note_all(scenes)
+    names = ("scene", "product", "provider", "item")
+    rows = zip(*(scenes.column(name).to_pylist() for name in names), strict=True)
+    kept: dict[str, int] = {}
+    duplicates = []
+    for number, (scene, product, provider, item) in enumerate(rows):
+        if provider != newest.provider(scene):
+            continue
+        best = newest.item(scene)
+        if item != best:
+            detail = f"{best} is the newer one of {scene}"[:200]
+            duplicates.append(
+                Unusable(
+                    product=product,
+                    provider=provider,
+                    item=item,
+                    reason="duplicate",
+                    detail=detail,
+                )
+            )
+        elif newest.is_new(scene):
+            kept[scene] = number
+    found = scenes.take(pa.array(kept.values(), pa.int64()))
+    return found.sort_by([("acquired", "ascending"), ("scene", "ascending")]), duplicates
 
 
+@lru_cache(maxsize=1024)
 def version_of(baseline: str) -> tuple[int, ...]:
     """Return the numbers of a baseline, to be compared part by part: `04.00` is (4, 0)."""
     return tuple(int(part) for part in re.findall(r"\d{1,9}", baseline))

@@ -7,6 +7,7 @@ made here. Tables are append-only, one numbered file per run; an existing file i
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import types
 import typing
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from functools import cache
+from operator import attrgetter
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -68,7 +70,9 @@ def json_schemas() -> dict[str, dict[str, Any]]:
 
 def from_rows(rows: Iterable[Any], cls: type) -> pa.Table:
     """Make a table of records."""
-    return pa.Table.from_pylist([_plain(row) for row in rows], schema=schema_of(cls))
+    rows, schema, hints = list(rows), schema_of(cls), _hints(cls)
+    columns = [_column([*map(attrgetter(name), rows)], hints[name]) for name in schema.names]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def to_rows(table: pa.Table, cls: type[T]) -> list[T]:
@@ -268,13 +272,18 @@ class _Remote(io.RawIOBase):
         return self._store.get_ranges(self._key, [(start, stop)])[0] if stop > start else b""
 
 
-def _plain(value: Any) -> Any:
-    """Return a record as a dict, without copies of what it holds (`asdict` copies all of it)."""
-    if isinstance(value, list):
-        return [_plain(part) for part in value] if value and is_dataclass(value[0]) else value
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    return value
+def _column(values: list[Any], hint: Any) -> pa.Array:
+    """Return one field of many records as an array: records in it field by field, never by row."""
+    kind = _type(hint)
+    if is_dataclass(hint):
+        hints = _hints(typing.cast(Any, hint))
+        parts = [_column([*map(attrgetter(name), values)], hints[name]) for name in kind.names]
+        return pa.StructArray.from_arrays(parts, fields=list(kind))
+    if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
+        ends = [0, *itertools.accumulate(map(len, values))]
+        inner = _column([*itertools.chain.from_iterable(values)], typing.get_args(hint)[0])
+        return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), inner)
+    return pa.array(values, kind)
 
 
 def _fields(cls: type) -> list[pa.Field]:

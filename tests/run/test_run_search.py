@@ -241,8 +241,8 @@ def test_chunks_make_no_difference(tmp_path: Path, chunk_rows: int) -> None:
     with Spool({rows[0].scene: rows[0].baseline}, chunk_rows=chunk_rows) as spool:
         for row in rows:
             spool.add(row)
-        kept = [row for scenes, _ in spool.chunks() for row in scenes]
-    assert sorted(row.scene for row in kept) == sorted(row.scene for row in rows[1:])
+        kept = [name for scenes, _ in spool.chunks() for name in scenes["scene"].to_pylist()]
+    assert sorted(kept) == sorted(row.scene for row in rows[1:])
 
 
 # --- several providers ---------------------------------------------------------------------------

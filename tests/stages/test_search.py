@@ -27,6 +27,7 @@ from pipeline.records import Scene, Unusable
 from pipeline.stages.newest import deduplicate, version_of
 from pipeline.stages.questions import queries
 from pipeline.stages.search import normalise
+from pipeline.store.tables import from_rows, to_rows
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="real data (../shared/data) not here")
@@ -348,8 +349,8 @@ def test_the_newest_baseline_wins_whatever_the_order(order: list[str]) -> None:
         Scene(**{**{k: getattr(base, k) for k in base.__slots__}, "baseline": b, "item": f"i{b}"})
         for b in order
     ]
-    kept, lost = deduplicate(rows)
-    assert [row.baseline for row in kept] == ["05.11"]
+    kept, lost = deduplicate(from_rows(rows, Scene))
+    assert kept.column("baseline").to_pylist() == ["05.11"]
     assert sorted(row.item for row in lost) == ["i", "i02.14", "i05.00", "i5.2"]
     assert {row.reason for row in lost} == {"duplicate"}
 
@@ -555,7 +556,8 @@ def test_every_recorded_item_is_a_scene_or_says_why(
 @needs_data
 def test_reprocessed_recorded_scenes_keep_their_identity() -> None:
     rows = [normalise(item, SENTINEL, "earth-search", None) for item in recorded("earth-search")]
-    kept, lost = deduplicate(row for row in rows if isinstance(row, Scene))
+    table, lost = deduplicate(from_rows((r for r in rows if isinstance(r, Scene)), Scene))
+    kept = to_rows(table, Scene)
     assert len(kept) == 11
     assert len(lost) == 8
     march = [row for row in kept if row.acquired.year == 2020]
