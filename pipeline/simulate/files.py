@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
+import rasterio.shutil
 from rasterio import Affine
 from rasterio.windows import Window
 
@@ -26,7 +27,7 @@ from pipeline.simulate.ground import View, codes, view
 from pipeline.simulate.landscape import landscape
 from pipeline.simulate.noise import Place
 from pipeline.simulate.orbits import Scene
-from pipeline.simulate.scenes import defective, image, mtl, quality
+from pipeline.simulate.scenes import defective, image, mtl, quality, seen_by
 from pipeline.simulate.shelves import File, Shelf, files_of
 from pipeline.simulate.stac_items import Written
 
@@ -40,7 +41,8 @@ def write_scenes(folder: Path, shelf: Shelf, scenes: Sequence[Scene], seed: int)
     """Write all files of scenes that share one raster; paths are relative to the folder."""
     files = files_of(shelf)
     paths = [
-        {file.key: _path(shelf, scene, file.key, ".tif") for file in files} for scene in scenes
+        {file.key: _path(shelf, scene, file.key, _ending(shelf)) for file in files}
+        for scene in scenes
     ]
     tallies = [_Tally() for _ in scenes]
     counted = _counted(files)
@@ -55,6 +57,12 @@ def write_scenes(folder: Path, shelf: Shelf, scenes: Sequence[Scene], seed: int)
 def _path(shelf: Shelf, scene: Scene, key: str, ending: str) -> str:
     home = f"files/{shelf.provider}/{scene.product}/{scene.when:%Y/%m/%d}/{scene.item}"
     return f"{home}/{scene.item}_{key}{ending}"
+
+
+def _ending(shelf: Shelf) -> str:
+    """Return the ending of a shelf's files: Copernicus serves Sentinel-2 as ESA writes it."""
+    optical = shelf.product.id.startswith("sentinel-2")
+    return ".jp2" if optical and shelf.provider == "copernicus" else ".tif"
 
 
 def _counted(files: Sequence[File]) -> tuple[float, float]:
@@ -91,7 +99,11 @@ def _write_grid(
                     values = _values(shelf, scene, file, seen, layers)
                     rasters[number][file.key].write(values, window=window)
                 if tallies is not None:
-                    tallies[number].add(codes(seen), scene.seen(place))
+                    tallies[number].add(codes(seen), seen_by(scene, place))
+    for keys in paths:
+        for file in files:
+            if keys[file.key].endswith(".jp2"):
+                _as_jpeg2000(folder / keys[file.key])
 
 
 def _has_layers(files: Sequence[File]) -> bool:
@@ -183,14 +195,29 @@ def _blocks(scene: Scene, file: File, seed: int) -> Iterator[tuple[Window, Place
             yield window, Place(scene.zone, columns, rows, seed)
 
 
+def _as_jpeg2000(path: Path) -> None:
+    """Write the GeoTIFF beside a path as lossless JPEG 2000, in the same blocks, and remove it.
+
+    GDAL cannot write that format block by block. Like the real files it has no nodata tag.
+    """
+    written = path.with_suffix(".tif")
+    with rasterio.open(written) as raster:
+        edge = raster.block_shapes[0][0]
+    options = {"QUALITY": "100", "REVERSIBLE": "YES", "YCBCR420": "NO"}
+    options |= {"BLOCKXSIZE": str(edge), "BLOCKYSIZE": str(edge)}
+    rasterio.shutil.copy(written, path, driver="JP2OpenJPEG", **options)
+    written.unlink()
+
+
 def _create(path: Path, scene: Scene, file: File, product: Product) -> Any:
+    """Open a new GeoTIFF, whatever the ending of the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     edge = block_edge(scene, file.pixel_m, file.inset_m)
     height, width = shape_px(scene, file.pixel_m, file.inset_m)
     corner = scene.x_min_m + file.inset_m, scene.y_max_m - file.inset_m
     count = len(product.bands) if file.per_band else len(file.members)
     return rasterio.open(
-        path,
+        path.with_suffix(".tif"),
         "w",
         driver="GTiff",
         width=width,

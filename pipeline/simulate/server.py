@@ -1,8 +1,9 @@
 """Serve a simulated archive: STAC item search as the real providers do it, and files by range.
 
 One server, one sub-path per provider (`/dlr`, `/planetary-computer`, ...), each with a landing page
-of its own and that provider's paging and habits; the files are below `/files`. It listens on the
-loopback interface only.
+of its own and that provider's paging and habits; the files are below `/files`, and those that real
+providers keep in buckets can be had from an S3 service at `/s3` too. It listens on the loopback
+interface only.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,7 +25,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from pipeline.errors import RecipeError
 from pipeline.simulate.catalogue import Answer, Catalogue
 from pipeline.simulate.faults import BROKEN_PAGES, Fault, FaultDice, Faults, corrupt_place
-from pipeline.simulate.guards import TOKENS, token, verdict
+from pipeline.simulate.guards import BUCKETS_PATH, TOKENS, Verdict, bucket_verdict, token, verdict
 from pipeline.simulate.ranges import Unsatisfiable, parse_ranges
 from pipeline.simulate.wishes import Refused
 
@@ -31,11 +33,20 @@ _LOOPBACK = "127.0.0.1"
 _BOUNDARY = "terrashard-range-boundary"
 _PIECE_BYTES = 1 << 20
 _MAX_BODY_BYTES = 1 << 20
-_TYPES = {".tif": "image/tiff", ".xml": "application/xml", ".json": "application/json"}
+_TYPES = {
+    ".tif": "image/tiff",
+    ".jp2": "image/jp2",
+    ".xml": "application/xml",
+    ".json": "application/json",
+}
 _LOGIN_PAGE = b"<!DOCTYPE html><html><body><form>Please log in to download.</form></body></html>"
 _EXPIRED = (
     b"<?xml version='1.0' encoding='utf-8'?><Error><Code>AuthenticationFailed</Code><Message>"
     b"Signature not valid in the specified time frame</Message></Error>"
+)
+_DENIED = (
+    b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>AccessDenied</Code><Message>Access Denied"
+    b"</Message></Error>"
 )
 _STATUS = {
     "server-error": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -173,6 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = self._body() if method == "POST" else None
             if path.startswith("files/") and method != "POST":
                 self._file(path.removeprefix("files/"), query)
+            elif path.startswith(f"{BUCKETS_PATH}/") and method != "POST":
+                self._object(path.removeprefix(f"{BUCKETS_PATH}/"))
             else:
                 self._page(method.replace("HEAD", "GET"), path, query, body)
         except Refused as refusal:
@@ -184,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
         archive = self.server.archive
         asked = json.dumps([method, query, body], sort_keys=True)
         fault = self._late(archive.dice.throw_page(path, asked))
-        if fault in (None, *BROKEN_PAGES):
+        if fault is None or fault in BROKEN_PAGES:
             answer = archive.answer(method, path, query, body, fault)
             data, kind = answer.data(), answer.media_type
             if fault == "truncated-page":
@@ -210,13 +223,23 @@ class _Handler(BaseHTTPRequestHandler):
     # --- files -------------------------------------------------------------------------------
 
     def _file(self, relative: str, query: dict[str, str]) -> None:
+        guarded = self.server.archive.guarded
+        stop = verdict(relative, query, self.headers["Authorization"]) if guarded else None
+        self._read(relative, stop)
+
+    def _object(self, path: str) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self._read(path.partition("/files/")[2], bucket_verdict(path, headers))
+
+    def _read(self, relative: str, stop: Verdict | None) -> None:
+        """Answer a request for a file, unless something stops it."""
         archive = self.server.archive
         archive.count_request()
         root = (archive.folder / "files").resolve()
         path = (root / relative).resolve()
         if not path.is_relative_to(root) or not path.is_file():
             raise Refused(HTTPStatus.NOT_FOUND, f"no file {relative}")
-        if archive.guarded and (stop := verdict(relative, query, self.headers["Authorization"])):
+        if stop is not None:
             self._fail(stop)
             return
         fault = self._late(archive.dice.throw(relative, self.headers.get("Range", self.command)))
@@ -232,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(self.server.archive.faults.latency_s)
         return None
 
-    def _fail(self, fault: Fault) -> None:
+    def _fail(self, fault: Fault | Verdict) -> None:
         faults = self.server.archive.faults
         if fault in ("reset", "stalled"):
             time.sleep(faults.stall_s if fault == "stalled" else 0)
@@ -241,6 +264,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.OK, _LOGIN_PAGE, "text/html")
         elif fault == "expired":
             self._send(_STATUS[fault], _EXPIRED, "application/xml")
+        elif fault == "denied":
+            self._send(HTTPStatus.FORBIDDEN, _DENIED, "application/xml")
         else:
             hint = {"Retry-After": str(faults.retry_after_s)} if fault == "throttled" else {}
             self._send(_STATUS[fault], b"", "text/plain", hint)
@@ -250,7 +275,8 @@ class _Handler(BaseHTTPRequestHandler):
         stat = path.stat()
         tag = _entity_tag(stat.st_size, stat.st_mtime_ns)
         kind = _TYPES.get(path.suffix.lower(), "application/octet-stream")
-        headers = {"ETag": tag, "Accept-Ranges": "bytes"}
+        changed = formatdate(stat.st_mtime, usegmt=True)
+        headers = {"ETag": tag, "Last-Modified": changed, "Accept-Ranges": "bytes"}
         try:
             ranges = self._wanted_ranges(stat.st_size, tag)
         except Unsatisfiable:

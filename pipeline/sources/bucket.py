@@ -14,7 +14,7 @@ from pipeline.errors import GiveUp, TryAgain
 from pipeline.ports import Stat
 from pipeline.sources.providers import Provider
 from pipeline.sources.remote import Answer, named
-from pipeline.sources.signing import aws_credentials, required_credentials
+from pipeline.sources.signing import aws_credentials, how_to_get_in, required_credentials
 
 
 class BucketDoor:
@@ -33,9 +33,14 @@ class BucketDoor:
             result = get(store, unquote(parts.path.lstrip("/")), options={"range": (start, stop)})
             data = bytes(result.bytes())
         except FileNotFoundError as error:
-            raise GiveUp(f"{named(href)} is gone.", failure="gone") from error
+            raise GiveUp(
+                f"{named(href)} is gone: the catalogue names it, the bucket does not have it; "
+                "`retry` asks again.",
+                failure="gone",
+            ) from error
         except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise GiveUp(f"{named(href)} may not be read.", failure="forbidden") from error
+            cure = how_to_get_in(self._provider, parts.netloc)
+            raise GiveUp(f"{named(href)} may not be read: {cure}", failure="forbidden") from error
         except BaseError as error:
             raise _passing(href, error) from error
         meta = result.meta

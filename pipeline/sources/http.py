@@ -29,7 +29,7 @@ from pipeline.sources.disk import DiskSource
 from pipeline.sources.limits import Limits
 from pipeline.sources.providers import Provider, check_href
 from pipeline.sources.remote import Answer, Door, RemoteSource, named
-from pipeline.sources.signing import PlanetaryComputer, credentials
+from pipeline.sources.signing import PlanetaryComputer, credentials, how_to_get_in
 
 _MOST_REDIRECTS = 5
 _CONNECT_S = 10.0
@@ -119,8 +119,8 @@ class HttpDoor:
                 return _empty(href, response)
             if response.status_code == 403 and self._signer is not None:
                 _refuse_signature(href, response)
-            _refuse_status(href, response)
-            _refuse_page(href, response)
+            _refuse_status(href, response, self._provider)
+            _refuse_page(href, response, self._provider)
             if response.status_code == 206:
                 return _part(href, response, start, stop, self._provider.timeout_s)
             return self._keep_whole(href, response, start, stop)
@@ -151,7 +151,7 @@ class HttpDoor:
     def _get_token(self, url: str, headers: dict[str, str]) -> httpx.Response:
         with explained(url):
             response = self._client.get(url, headers=headers)
-        _refuse_status(url, response)
+        _refuse_status(url, response, self._provider)
         return response
 
     def kept(self, href: str, start: int, stop: int) -> Answer | None:
@@ -248,12 +248,14 @@ def _tag(response: httpx.Response) -> str | None:
     return tag
 
 
-def _refuse_page(href: str, response: httpx.Response) -> None:
+def _refuse_page(href: str, response: httpx.Response, provider: Provider) -> None:
     """Refuse HTML: login pages and error pages come with status 200 where an image was due."""
     kind = response.headers.get("Content-Type", "").lower()
     if "html" in kind:
         raise GiveUp(
-            f"{named(href)}: a page of type {kind[:40]} came, not an image.", failure="not-an-image"
+            f"{named(href)}: a page of type {kind[:40]} came, not an image; if it is that of a "
+            f"login: {how_to_get_in(provider, urlsplit(href).hostname or '')}",
+            failure="not-an-image",
         )
 
 
@@ -274,13 +276,17 @@ def _refuse_signature(href: str, response: httpx.Response) -> None:
         )
 
 
-def _refuse_status(href: str, response: httpx.Response) -> None:
+def _refuse_status(href: str, response: httpx.Response, provider: Provider) -> None:
     """Raise what a status means, unless it is a success."""
     status = response.status_code
     if status in (200, 206):
         return
     if status in (404, 410):
-        raise GiveUp(f"{named(href)} is gone (status {status}).", failure="gone")
+        raise GiveUp(
+            f"{named(href)} is gone (status {status}): the catalogue names it, its server does not "
+            "have it; `retry` asks again.",
+            failure="gone",
+        )
     if status == 408:
         raise TryAgain(f"{named(href)}: status {status}.", failure="timeout")
     if status in (425, 429):
@@ -295,7 +301,11 @@ def _refuse_status(href: str, response: httpx.Response) -> None:
             failure="server-error",
             retry_after_s=retry_after_s(response),
         )
-    raise GiveUp(f"{named(href)} may not be read (status {status}).", failure="forbidden")
+    cure = f": {how_to_get_in(provider, urlsplit(href).hostname or '')}"
+    raise GiveUp(
+        f"{named(href)} may not be read (status {status}){cure if status in (401, 403) else '.'}",
+        failure="forbidden",
+    )
 
 
 def retry_after_s(response: httpx.Response) -> float | None:

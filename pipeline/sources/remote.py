@@ -121,10 +121,23 @@ class RemoteSource:
             self._same(href, answer.stat)
             return answer
 
-        answer = door.kept(href, *span) or self._limits.call(request)
+        try:
+            answer = door.kept(href, *span) or self._limits.call(request)
+        except (TryAgain, GiveUp) as error:
+            raise self._named(error) from error
         if whole and span[1] > answer.stat.size_bytes:
             raise GiveUp(f"{named(href)} ends before byte {span[1]}.", failure="truncated")
         return answer.data
+
+    def _named(self, error: TryAgain | GiveUp) -> TryAgain | GiveUp:
+        """Return an error that says whose file it is about."""
+        text = str(error)
+        if text.startswith("provider "):
+            return error
+        text = f"provider {self._provider.name}: {text}"
+        if isinstance(error, TryAgain):
+            return TryAgain(text, failure=error.failure, retry_after_s=error.retry_after_s)
+        return GiveUp(text, failure=error.failure)
 
     def _same(self, href: str, now: Stat) -> None:
         with self._lock:

@@ -95,6 +95,20 @@ def credentials(provider: Provider, host: str) -> tuple[str, str] | None:
     return (found[0] or found[1] or "", found[2] or "") if found else None
 
 
+def how_to_get_in(provider: Provider, host: str) -> str:
+    """Return what a person can do where a host or bucket refuses to be read: a sentence."""
+    user, password = provider.credentials
+    if provider.auth == "basic" and credentials(provider, host) is None:
+        return f"set {user} and {password}, or add {host} to netrc."
+    if provider.auth in ("basic", "s3-keys"):
+        return f"is the login in {user} and {password} right (or in netrc), and may it read this?"
+    if host in provider.requester_pays:
+        return "may the account of AWS_ACCESS_KEY_ID read it, and does it pay?"
+    if provider.sign:
+        return "some data need the key of an account, in PC_SDK_SUBSCRIPTION_KEY."
+    return "it is asked without a login; does it allow that?"
+
+
 def required_credentials(provider: Provider) -> tuple[str, str]:
     """Return key id and secret of a provider from the environment, or say which are missing."""
     user, password = (os.environ.get(name) for name in provider.credentials)

@@ -146,7 +146,7 @@ class CatalogueIO(StacApiIO):
                     failure="timeout",
                 )
             return TryAgain(
-                f"{what}: no connection ({type(cause).__name__}); is this machine on the network, "
+                f"{what}: the connection failed ({type(cause).__name__}); is this machine on the network, "
                 "and is the address right? If both are so, try again later.",
                 failure="connection",
             )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
+import rasterio
 
 from pipeline.errors import GiveUp
 from pipeline.ports import ByteSource
+from pipeline.simulate.archive import make_archive
 from pipeline.simulate.faults import Faults
-from pipeline.simulate.guards import LOGIN, TOKENS
+from pipeline.simulate.guards import BUCKETS, BUCKETS_PATH, LOGIN, TOKENS
 from pipeline.simulate.server import ArchiveServer
 from pipeline.sources.http import open_source
-from pipeline.sources.providers import Provider
+from pipeline.sources.providers import Provider, load_provider
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,12 @@ def door(name: str, *, attempts: int = 1, **entry: object) -> ByteSource:
         }
     )
     return open_source(provider, attempts=attempts)
+
+
+def bucket_door(server: ArchiveServer, name: str, **changes: Any) -> ByteSource:
+    """Return what reads a real provider's bucket, at the simulated S3 service."""
+    changes["s3_endpoint"] = f"{server.url}/{BUCKETS_PATH}"
+    return open_source(load_provider(name).model_copy(update=changes), attempts=1)
 
 
 def href(server: ArchiveServer, archive: Path, pattern: str) -> str:
@@ -97,3 +107,69 @@ def test_a_signature_that_is_never_good_enough_stays_a_named_failure(
         assert failed.value.failure == "forbidden"
         assert "sig=" not in str(failed.value)
         assert server.requests == 2
+
+
+@pytest.fixture(scope="module")
+def buckets(tmp_path_factory: pytest.TempPathFactory, orbits: Any) -> Iterator[ArchiveServer]:
+    """One product in the bucket of each provider that keeps one."""
+    folder = tmp_path_factory.mktemp("buckets") / "archive"
+    make_archive(
+        folder,
+        products=["sentinel-2-l2a", "landsat-oli-sr"],
+        providers={"sentinel-2-l2a": "copernicus", "landsat-oli-sr": "usgs"},
+        region=(15.02, 51.9, 15.026, 51.904),
+        start=date(2023, 4, 1),
+        end=date(2023, 5, 1),
+        orbits=orbits,
+    )
+    with ArchiveServer(folder) as server:
+        yield server
+
+
+def in_bucket(server: ArchiveServer, provider: str, pattern: str) -> str:
+    path = next((server.folder / "files" / provider).rglob(pattern))
+    return f"s3://{BUCKETS[provider]}/{path.relative_to(server.folder)}"
+
+
+KEYS = {"usgs": "AWS_{}", "copernicus": "TERRASHARD_COPERNICUS_{}"}
+NAMES = {"usgs": ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"), "copernicus": ("USER", "PASSWORD")}
+
+
+def give_keys(monkeypatch: pytest.MonkeyPatch, provider: str, keys: tuple[str, str]) -> None:
+    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    for name, value in zip(NAMES[provider], keys, strict=True):
+        monkeypatch.setenv(KEYS[provider].format(name), value)
+
+
+def test_who_pays_reads_the_bucket_and_who_does_not_is_told_so(
+    buckets: ArchiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    band = in_bucket(buckets, "usgs", "*_red.tif")
+    give_keys(monkeypatch, "usgs", LOGIN)
+    assert bucket_door(buckets, "usgs").stat(band).size_bytes > 1000
+    with pytest.raises(GiveUp) as failed:
+        bucket_door(buckets, "usgs", requester_pays=()).stat(band)
+    assert failed.value.failure == "forbidden"
+    give_keys(monkeypatch, "usgs", ("another", "s3cret"))
+    with pytest.raises(GiveUp, match="account of AWS_ACCESS_KEY_ID") as failed:
+        bucket_door(buckets, "usgs").stat(band)
+    assert failed.value.failure == "forbidden"
+    assert "s3cret" not in str(failed.value)
+
+
+def test_jpeg_2000_is_read_out_of_a_bucket_by_its_keys_only(
+    buckets: ArchiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    band = in_bucket(buckets, "copernicus", "*_B04_10m.jp2")
+    give_keys(monkeypatch, "copernicus", LOGIN)
+    source = bucket_door(buckets, "copernicus")
+    assert source.ranges(band, [(4, 12)]) == [b"jP  \r\n\x87\n"]
+    with pytest.raises(GiveUp, match="is gone") as failed:
+        source.stat(band.replace("B04", "B14"))
+    assert failed.value.failure == "gone"
+    with rasterio.open(next(buckets.folder.rglob("*_B04_10m.jp2"))) as raster:
+        assert (raster.driver, raster.nodata, raster.crs.to_epsg()) == ("JP2OpenJPEG", None, 32633)
+    give_keys(monkeypatch, "copernicus", ("another", "s3cret"))
+    with pytest.raises(GiveUp, match="TERRASHARD_COPERNICUS_USER") as failed:
+        bucket_door(buckets, "copernicus").stat(band)
+    assert failed.value.failure == "forbidden"

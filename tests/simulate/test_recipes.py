@@ -75,6 +75,8 @@ def small(name: str, url: str) -> Recipe:
             "max_cloud_fraction": 0.5,
             "candidates": 8,
         }
+        if wish["id"].startswith("landsat-etm"):  # the recipes are of its years without gaps
+            wish["min_valid_fraction"] = 0.4
         if wish.get("slots"):
             wish["slots"] = [slot for slot in wish["slots"] if slot in spring]
     return Recipe.model_validate(values)

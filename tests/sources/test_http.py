@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.transform import Affine
 
-from pipeline.errors import GiveUp, RecipeError, TryAgain
+from pipeline.errors import GiveUp, RecipeError, TerrashardError, TryAgain
 from pipeline.ports import ByteSource
 from pipeline.raster.blocks import open_asset
 from pipeline.raster.windows import Window
@@ -371,6 +371,33 @@ def test_a_final_failure_is_not_tried_again(server: _Server, reply: Reply, failu
         source.stat(server.href)
     assert caught.value.failure == failure
     assert source.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "auth", "cure"),
+    [
+        (status(404), None, "`retry` asks again"),
+        (status(403), None, "asked without a login"),
+        (status(401), "basic", "set TERRASHARD_TEST_USER and TERRASHARD_TEST_PASSWORD, or add 127"),
+        (status(200, b"<html>", Content_Type="text/html"), "basic", "a login: set TERRASHARD_TEST"),
+        (status(503), None, "the server failed"),
+        (silence, None, "no answer in time"),
+    ],
+)
+def test_messages_name_provider_and_address_and_what_to_do(
+    server: _Server, reply: Reply, auth: str | None, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NETRC", "/nowhere")
+    monkeypatch.setenv("HOME", "/nowhere")
+    server.always = reply
+    source = open_source(_provider(auth=auth, timeout_s=0.3), attempts=1)
+    with pytest.raises(TerrashardError) as caught:
+        source.stat(f"{server.href}?sig=secret#frag")
+    text = str(caught.value)
+    assert text.startswith(f"provider test: {server.href}")
+    assert cure in text
+    assert "secret" not in text
+    assert "\n" not in text
 
 
 @pytest.mark.parametrize("now", [part(etag='"two"'), part(DATA[:-1]), status(416)])
