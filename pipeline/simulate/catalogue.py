@@ -23,6 +23,7 @@ from shapely.affinity import translate
 
 from pipeline.errors import RecipeError
 from pipeline.simulate.faults import Fault, Faults
+from pipeline.simulate.guards import placed
 from pipeline.simulate.wishes import (
     Refused,
     area,
@@ -328,9 +329,7 @@ def _linked(item: dict[str, Any], base: str, provider: str) -> dict[str, Any]:
     """Return the item with absolute hrefs, as this server would be asked for them."""
     root = f"{base}/{provider}"
     home = f"{root}/collections/{item['collection']}"
-    assets = {
-        key: {**asset, "href": f"{base}/{asset['href']}"} for key, asset in item["assets"].items()
-    }
+    assets = {key: placed(asset, base, provider) for key, asset in item["assets"].items()}
     links = [
         {"rel": "root", "type": "application/json", "href": root},
         {"rel": "collection", "type": "application/json", "href": home},
