@@ -320,7 +320,8 @@ def _safe_name(scene: Scene) -> str:
 def _asset(shelf: Shelf, scene: Scene, file: File, href: str) -> dict[str, Any]:
     """Return an asset with its grid: what providers say beside it differs."""
     grid = _grid(scene, file)
-    asset: dict[str, Any] = {"href": href, "type": _COG, "roles": ["data"]}
+    kind = "image/jp2" if href.endswith(".jp2") else _COG
+    asset: dict[str, Any] = {"href": href, "type": kind, "roles": ["data"]}
     if shelf.provider == "dlr":
         grid["proj:transform"] = [*grid["proj:transform"], 0.0, 0.0, 1.0]
         title = file.key.replace("_", " ").capitalize()
