@@ -146,8 +146,8 @@ class CatalogueIO(StacApiIO):
                     failure="timeout",
                 )
             return TryAgain(
-                f"{what}: the connection failed ({type(cause).__name__}); is this machine on the network, "
-                "and is the address right? If both are so, try again later.",
+                f"{what}: the connection failed ({type(cause).__name__}); is this machine on the "
+                "network, and is the address right? If both are so, try again later.",
                 failure="connection",
             )
         said = " ".join(str(error).split())[:200]
