@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.products.catalogue import LEGEND, Product, load_product
+from pipeline.products.catalogue import LEGEND, Product, load_product, product_ids
 from pipeline.raster.masks import fractions
 from pipeline.raster.thresholds import classify, derive
 
@@ -89,6 +89,15 @@ def test_every_spectrum_is_something_and_without_cirrus_never_thin_cloud(
     assert NAMES[code] in ("land", "water", "snow", "cloud")
     (below,) = classify(blue, red, nir, swir16, np.array([0.01], "float32"))
     assert below == code
+
+
+@pytest.mark.parametrize("key", [k for k in product_ids() if load_product(k).mask])
+def test_product_files_name_the_bands_that_the_thresholds_are_of(key: str) -> None:
+    product = load_product(key)
+    assert product.mask is not None
+    middle = {"blue": 485, "red": 660, "nir": 840, "swir16": 1630, "cirrus": 1375}
+    for word, name in product.mask.bands:
+        assert product.band(name).wavelength_nm == pytest.approx(middle[word], rel=0.04)
 
 
 @pytest.mark.parametrize(

@@ -326,6 +326,25 @@ def test_the_estimate_counts_blocks_once_for_each_shard(root: Any) -> None:
     assert stated.hours(8) == pytest.approx(stated.bytes_to_download / 3.6e9)
 
 
+def test_the_estimate_counts_bands_that_only_the_mask_is_made_from(root: Any) -> None:
+    values = PRODUCT.model_dump()
+    del values["providers"]["simulated"]["assets"]["classes"]
+    looked = {"blue": "fine", "red": "fine", "nir": "fine", "swir16": "coarse"}
+    values["mask"] = {"method": "toa-thresholds", "bands": looked}
+    plain = recipe().recipe
+    wish = plain.product[0].model_copy(update={"bands": ("fine",)})
+    loaded = LoadedRecipe(
+        plain.model_copy(update={"product": (wish,)}),
+        Path(),
+        facts={"image": Product.model_validate(values)},
+    )
+    stated = run_plan(loaded, root, dry_run=True).estimate
+    assert stated is not None
+    assert stated.requests == 3 * 2 * 2
+    assert stated.bytes_to_download == 3 * 1024**2 * (2 * 2 + 2)
+    assert stated.bytes_on_disk == 9 * 64**2 * (2 + 1 + 1)
+
+
 def test_the_estimate_uses_stated_sizes(store: Any) -> None:
     append(store, layout.LOCATIONS, from_rows(locations(recipe(), 0, 1), Location), Location)
     append(store, layout.SCENES, from_rows([scene(5, size=100_000_000)], Scene), Scene)
