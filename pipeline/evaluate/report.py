@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from pipeline.evaluate.probes import (
     linear,
 )
 from pipeline.evaluate.windows import PARTS, Windows
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.few_labels import FewLabels
 
 #: The model's own features; every other kind is a baseline.
 MODEL = "model"
@@ -92,6 +95,8 @@ class Evaluation:
     """What the redraws behind the intervals draw."""
     results: list[Result] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    few: FewLabels | None = None
+    """Classification with few labels, where the recipe or the method asks for it."""
     path: str = ""
     """Key of the JSON report in the root; the table is beside it, with `.md`."""
 
@@ -211,6 +216,8 @@ def markdown(report: Evaluation) -> str:
         for r in report.results
     ]
     lines += ["", *[_sentence(c) for c in report.comparisons], "", *_notes(report)]
+    if report.few is not None:
+        lines += ["", str(report.few).rstrip()]
     return "\n".join(lines) + "\n"
 
 

@@ -54,6 +54,10 @@ class Windows:
         if len(numbers) > count:
             random = np.random.default_rng(seed)
             numbers = np.sort(random.choice(numbers, count, replace=False))
+        return self.at(numbers)
+
+    def at(self, numbers: Numbers) -> Windows:
+        """Return the windows of these numbers, ascending."""
         columns = ("patch", "y_px", "x_px", "label", "location", "part")
         return replace(self, **{name: getattr(self, name)[numbers] for name in columns})
 

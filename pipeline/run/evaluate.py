@@ -30,6 +30,7 @@ from pipeline.pretrain import checkpoint
 from pipeline.pretrain.train import choose_device
 from pipeline.recipe import Evaluate, LoadedRecipe
 from pipeline.run.describe import model_name
+from pipeline.run.few_labels import classify_with_few
 from pipeline.run.trained import Trained, open_trained
 from pipeline.store import layout
 from pipeline.store.reader import open_dataset
@@ -90,6 +91,16 @@ def run_evaluate(
         device=place,
     )
     results, comparisons, resampled = judge(features, windows, k=settings.knn, seed=settings.seed)
+    few = classify_with_few(
+        store,
+        described,
+        settings,
+        trained.reader,
+        trained.normaliser,
+        windows,
+        features,
+        {MODEL: trained.encoder, "untrained": trained.untrained().to(place)},
+    )
     if progress is not None:
         progress.advance(len(windows))
     report = Evaluation(
@@ -107,6 +118,7 @@ def run_evaluate(
         resampled=resampled,
         results=results,
         comparisons=comparisons,
+        few=few,
     )
     return _write(store, report, settings)
 

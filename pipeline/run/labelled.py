@@ -15,6 +15,7 @@ import torch
 
 from pipeline.errors import RecipeError
 from pipeline.evaluate.features import EncoderFeatures, describe_windows
+from pipeline.evaluate.few_labels import draw_support
 from pipeline.evaluate.probes import Parts, accuracy, knn
 from pipeline.evaluate.windows import Windows, cut_windows
 from pipeline.pretrain.batches import Stored
@@ -104,9 +105,12 @@ def support_of(
 ) -> tuple[Support, int]:
     """Return what draws a step's labelled windows, and how many classes there are.
 
-    Equal steps draw equal windows: `settings.support_per_class` of each class of the training part.
+    Equal steps draw equal windows: `settings.support_per_class` of each class of the training part,
+    or of the `settings.support_known` ones that the run knows of each.
     """
     train = windows.of("train")
+    if settings.support_known is not None:
+        train = draw_support(windows, settings.support_known, settings.seed)
     classes, code = np.unique(windows.label[train], return_inverse=True)
     edge = windows.edge_px
 
