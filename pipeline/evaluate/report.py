@@ -97,6 +97,9 @@ class Evaluation:
     comparisons: list[Comparison] = field(default_factory=list)
     few: FewLabels | None = None
     """Classification with few labels, where the recipe or the method asks for it."""
+    new_product: bool = False
+    """Whether the model never learned from the product, which is then standardised by the
+    statistics of this version's training part."""
     path: str = ""
     """Key of the JSON report in the root; the table is beside it, with `.md`."""
 
