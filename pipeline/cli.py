@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 from contextlib import nullcontext
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,11 +30,36 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Curate EnMAP, Sentinel and Landsat archives into Zarr shards, and pretrain on them.",
     epilog="Stages in order: sample, search, plan, extract, publish, pretrain, evaluate. "
-    "Exit codes: 0 done, 2 edit the recipe, 65 stored facts contradict, 69 gave up, 75 try again.",
+    "Exit codes: 0 done, 2 edit the recipe, 65 stored facts contradict, 69 gave up, 75 try again. "
+    "With --debug anywhere on the line an error comes with its traceback.",
 )
 
 #: Exit codes of what is no error of ours: an interrupt (128 + SIGINT), and the system's refusals.
 INTERRUPTED, EDIT, TRY_AGAIN = 130, RecipeError.exit_code, TryAgain.exit_code
+
+
+def _in_utc(value: datetime | None) -> datetime | None:
+    """Dates on the command line are UTC, as all times are."""
+    return None if value is None else value.replace(tzinfo=UTC)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"terrashard {version('terrashard')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _frame(
+    version: Annotated[  # it is shown, and the command ends, before any other
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
 
 RecipeArg = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A TOML file, or a built-in recipe's name.")
@@ -52,6 +77,7 @@ CutoffOption = Annotated[
     typer.Option(
         metavar="DATE",
         formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"],
+        callback=_in_utc,
         help="Plan only slots that were closed by then (UTC): 2024-06-30. [default: all]",
     ),
 ]
@@ -235,7 +261,7 @@ def embed(
     ] = "float32",
     device: DeviceOption = "auto",
 ) -> None:
-    """Write a model's features of every patch (GeoParquet); run it again to resume."""
+    """Write features of every patch (GeoParquet); resumes."""
     from pipeline.run.embed import run_embed
     from pipeline.watch.progress import Progress
 
@@ -263,7 +289,7 @@ def export(
         bool, typer.Option("--onnx", help="Write model.onnx too, and compare its features.")
     ] = False,
 ) -> None:
-    """Take a model out: a folder that timm and the Hugging Face Hub load."""
+    """Take a model out: a folder for timm and the Hugging Face Hub."""
     from pipeline.run.export import run_export
 
     loaded, store = _open(recipe, root)
@@ -314,10 +340,10 @@ def check(
 ) -> None:
     """Validate a recipe and print it resolved, defaults included."""
     from pipeline.recipe import load_recipe
-    from pipeline.run.check import check_places, resolved
+    from pipeline.run.check import check_recipe, resolved
 
     loaded = load_recipe(recipe)
-    check_places(loaded)
+    check_recipe(loaded)
     typer.echo(" ".join(loaded.stages()) if stages else resolved(loaded))
 
 

@@ -164,8 +164,10 @@ class DaskEngine:
         try:
             self._client = Client(self._cluster or self._scheduler, timeout=CONNECT_S)
         except OSError as error:
-            raise RecipeError(
-                f"no Dask scheduler answered at {self._scheduler} within {CONNECT_S} s: {error}."
+            raise TryAgain(
+                f"no Dask scheduler answered at {self._scheduler} within {CONNECT_S} s; is the "
+                "address right, and is it running? If so, run the same command again.",
+                failure="no-scheduler",
             ) from error
         if self.announce is not None:
             self.announce(f"Dask dashboard: {self.dashboard}")
@@ -195,7 +197,8 @@ def _local_cluster(workers: int) -> LocalCluster:
             threads_per_worker=1,
             processes=True,
             dashboard_address="127.0.0.1:0",
-            silence_logs=logging.ERROR,  # an interrupt, and a worker that is replaced, are told of
+            # What goes wrong in a task, an interrupt, and a worker that is replaced are told by us.
+            silence_logs=logging.CRITICAL,
         )
     looking_after = PeriodicCallback(lambda: cluster.scale(workers), LOOK_AFTER_S * 1000)
     cluster.periodic_callbacks["workers"] = looking_after  # the cluster stops it when it closes

@@ -29,7 +29,7 @@ from pipeline.errors import IntegrityError, RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.pretrain.backbones import EncoderShape, build_encoder
 from pipeline.pretrain.card import card
-from pipeline.products.catalogue import explain
+from pipeline.products.explain import explain
 from pipeline.recipe import Pretrain
 from pipeline.store import layout
 

@@ -36,7 +36,7 @@ from pipeline.pretrain.backbones import RESNETS, VITS, EncoderShape, build_encod
 from pipeline.pretrain.card import card
 from pipeline.pretrain.checkpoint import Model
 from pipeline.pretrain.normalise import Normaliser
-from pipeline.products.catalogue import explain
+from pipeline.products.explain import explain
 
 #: Most that the features of an export may differ from the encoder's, relative to their size.
 TOLERANCE = 1e-4

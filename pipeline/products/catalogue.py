@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import tomllib
-from datetime import date
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import RecipeError
+from pipeline.products.explain import explain
 
 #: Codes of the common mask legend, the same for every product (design, section 6).
 LEGEND = {
@@ -374,7 +374,7 @@ def _parse(text: str, *, name: str, folder: Path) -> Product:
     try:
         product = Product.model_validate(_liken(values))
     except ValidationError as error:
-        raise RecipeError(explain(error, name)) from error
+        raise RecipeError(explain(error, name, model=Product)) from error
     if product.lattice is not None:
         lattice(product.lattice)
     return product
@@ -411,62 +411,3 @@ def lattice(name: str | None) -> Lattice:
     except KeyError:
         known = ", ".join(lattices())
         raise RecipeError(f"there is no lattice {name!r}; known are: {known}.") from None
-
-
-def explain(error: ValidationError, name: str, values: Any = None) -> str:
-    """Turn pydantic's errors into one paragraph: file, key, what was found, what is allowed.
-
-    Parameters
-    ----------
-    values : Any
-        What was checked; with it keys are named as they stand in the file.
-    """
-    problems = error.errors(include_url=False)
-    found: dict[str, list[str]] = {}
-    for problem in problems:
-        loc = problem["loc"]
-        inner = [other["loc"] for other in problems if len(other["loc"]) > len(loc)]
-        if any(other[: len(loc)] == loc for other in inner):
-            continue  # a whole that is wrong because a part is
-        key = _key(loc, values, absent=problem["type"] in ("missing", "extra_forbidden"))
-        if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            key += "." + str(problem["ctx"]["discriminator"]).strip("'")
-        found.setdefault(key, []).append(_trouble(dict(problem)))
-    parts = [f"`{key}` ".replace("`` ", "") + ", or ".join(what) for key, what in found.items()]
-    return f"{name}: " + "; ".join(parts) + "."
-
-
-def _key(loc: tuple[int | str, ...], values: Any, *, absent: bool) -> str:
-    """Return the dotted key of a place: entries of a list by their id or name, no type names."""
-    steps = []
-    for step in loc:
-        inside: Any = None
-        if isinstance(values, dict):
-            inside = values.get(step)
-            if inside is None and not (absent and step == loc[-1]):
-                continue  # the tag of a union: no key of the file
-        elif isinstance(values, list) and isinstance(step, int) and step < len(values):
-            inside = values[step]
-            if isinstance(inside, dict):
-                step = str(inside.get("id") or inside.get("name") or step)
-        elif values is not None and not isinstance(values, list):
-            break  # inside a single value: the member of a union
-        steps.append(str(step))
-        values = inside
-    return ".".join(steps)
-
-
-def _trouble(problem: dict[str, Any]) -> str:
-    kind, value = problem["type"], problem["input"]
-    if kind in ("missing", "union_tag_not_found"):
-        return "is missing"
-    if kind == "extra_forbidden":
-        return "is not a known key"
-    if kind == "union_tag_invalid":
-        return f"is '{problem['ctx']['tag']}'; allowed are: {problem['ctx']['expected_tags']}"
-    if kind == "value_error":
-        return str(problem["msg"]).removeprefix("Value error, ")
-    text = str(problem["msg"]).removeprefix("Input ").replace("String should", "should")
-    if isinstance(value, dict | list | tuple):
-        return text
-    return f"{text} (found {str(value) if isinstance(value, date) else repr(value)})"[:300]

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import RecipeError
-from pipeline.products.catalogue import Lattice, Product, explain, lattice, load_product
+from pipeline.products.catalogue import Lattice, Product, lattice, load_product
+from pipeline.products.explain import explain
 from pipeline.recipe.fields import ProductWish, Recipe, Scenes
 
 
@@ -191,6 +192,8 @@ def load_recipe(reference: str | Path) -> LoadedRecipe:
         No such recipe, or a key is missing, unknown or wrong; one paragraph naming each.
     """
     path = Path(reference)
+    if path.is_dir():
+        raise RecipeError(f"{reference} is a folder; name the recipe file in it.")
     if not path.is_file():
         built_in = files("pipeline.recipes").joinpath(f"{reference}.toml")
         if not built_in.is_file():
@@ -200,7 +203,7 @@ def load_recipe(reference: str | Path) -> LoadedRecipe:
             )
         path = Path(str(built_in))
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}.") from error
     except tomllib.TOMLDecodeError as error:
@@ -210,7 +213,7 @@ def load_recipe(reference: str | Path) -> LoadedRecipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(explain(error, str(path), values)) from error
+        raise RecipeError(explain(error, str(path), values, Recipe)) from error
     return LoadedRecipe(recipe, path.resolve().parent)
 
 

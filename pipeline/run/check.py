@@ -7,20 +7,38 @@ from pathlib import Path
 
 from pipeline.errors import RecipeError
 from pipeline.products.catalogue import Product, load_product, product_ids
-from pipeline.recipe import LoadedRecipe, Points, load_recipe
-from pipeline.sources.providers import provider_of
+from pipeline.recipe import LoadedRecipe, Points, load_recipe, recipe_names
+from pipeline.sources.providers import Provider, provider_of, providers
 from pipeline.stages.questions import facts_of
+from pipeline.stages.sample_draws import width_deg
+from pipeline.stages.slots import slots_of
 
 
-def check_places(loaded: LoadedRecipe) -> None:
-    """Refuse a recipe that names what is not there, before any work is done for it.
+def check_recipe(loaded: LoadedRecipe) -> None:
+    """Refuse a recipe that cannot lead to its end, before any work is done for it.
 
     Raises
     ------
     RecipeError
-        A provider is not known or does not serve the product, or a file or folder is missing.
+        A provider is not known or does not serve the product, a file or folder is missing, the
+        region or the period is empty, or what is to be trained does not fit the patches.
     """
+    _check_places(loaded)
+    if not slots_of(loaded.recipe.slots, settling_days=0, cutoff=None):
+        slots = loaded.recipe.slots.model_dump(mode="json")
+        raise RecipeError(
+            f"recipe {loaded.name}: `slots` has no slot: no whole {slots['kind'].rstrip('s')} lies "
+            f"between {slots['start']} and {slots['end']}; choose a longer period, or name dates "
+            'of your own with `kind = "windows"`.'
+        )
+    if loaded.recipe.pretrain is not None:
+        _check_training(loaded)
+
+
+def _check_places(loaded: LoadedRecipe) -> None:
     sample = loaded.recipe.sample
+    if (region := getattr(sample, "region", None)) is not None:
+        width_deg(region)
     if isinstance(sample, Points) and not loaded.path(sample.path).is_file():
         raise RecipeError(f"`sample.path`: {loaded.path(sample.path)} does not exist.")
     for product, wish in loaded.wishes.items():
@@ -31,6 +49,36 @@ def check_places(loaded: LoadedRecipe) -> None:
             path = loaded.path(wish.path)
             if not path.exists():
                 raise RecipeError(f"`path` of product {product}: {path} does not exist.")
+
+
+def _check_training(loaded: LoadedRecipe) -> None:
+    """Refuse what `pretrain` and `evaluate` would refuse after everything is downloaded."""
+    settings, judged = loaded.recipe.pretrain, loaded.recipe.evaluate
+    images = [key for key, facts in loaded.products.items() if facts.kind == "image"]
+    product = settings.product or (images or [""])[0] if settings is not None else ""
+    if settings is None or not product:
+        raise RecipeError(f"recipe {loaded.name}: `pretrain` needs a product of kind `image`.")
+    what = f'recipe {loaded.name}: `pretrain.method = "{settings.method}"`'
+    if settings.method in ("mae", "data2vec") and "vit" not in settings.backbone:
+        raise RecipeError(
+            f"{what} hides tokens, and {settings.backbone} has none; choose a ViT, such as "
+            '`backbone = "vit_small"`.'
+        )
+    if settings.method == "decur" and len(images) < 2:
+        raise RecipeError(f"{what} learns from two image products, and the recipe has one.")
+    if settings.method == "paws" and not settings.support_labels and judged is None:
+        raise RecipeError(f"{what} needs labels; name their product in `pretrain.support_labels`.")
+    size_px = loaded.size_px(product)
+    resized = "weights" in settings.model_fields_set  # patches are brought to what they were for
+    for key, edge_px in (
+        ("pretrain.crop_px", settings.crop_px if not resized else None),
+        ("evaluate.window_px", judged and not judged.product and judged.window_px),
+    ):
+        if edge_px and not 1 <= edge_px <= size_px:
+            raise RecipeError(
+                f"recipe {loaded.name}: `{key}` is {edge_px}, but the patches of {product} have "
+                f"{size_px} pixels; allowed are 1 to {size_px}."
+            )
 
 
 def resolved(loaded: LoadedRecipe) -> str:
@@ -54,6 +102,10 @@ def resolved(loaded: LoadedRecipe) -> str:
 
 def copy_recipe(name: str, path: Path | None) -> Path:
     """Copy a built-in recipe to a new file and return its path; `RecipeError` if it exists."""
+    if name not in recipe_names():
+        raise RecipeError(
+            f"there is no built-in recipe {name!r}; there are: {', '.join(recipe_names())}."
+        )
     loaded = load_recipe(name)
     target = path if path is not None else Path(f"{name}.toml")
     if target.exists():
@@ -64,12 +116,15 @@ def copy_recipe(name: str, path: Path | None) -> Path:
 
 def list_products() -> str:
     """Return a line per built-in product: id, kind, bands, finest pixel, providers."""
-    lines = [f"{'product':<22} {'kind':<7} {'bands':>5}  {'pixel':>6}  {'lattice':<10} providers"]
+    wide = max(map(len, product_ids()))
+    lines = [
+        f"{'product':<{wide}} {'kind':<7} {'bands':>5}  {'pixel':>6}  {'lattice':<10} providers"
+    ]
     for key in product_ids():
         facts = load_product(key)
         finest = min(band.pixel_m for band in facts.bands)
         lines.append(
-            f"{key:<22} {facts.kind:<7} {len(facts.bands):>5}  {finest:>4g} m  "
+            f"{key:<{wide}} {facts.kind:<7} {len(facts.bands):>5}  {finest:>4g} m  "
             f"{facts.lattice or 'warped':<10} {', '.join(facts.providers)}"
         )
     return "\n".join(lines)
@@ -100,8 +155,13 @@ def describe_product(reference: str) -> str:
         lines.append(f"mask of scenes without quality layers: {facts.mask.method} ({named})")
     for code, name in facts.classes.items():
         lines.append(f"class {code}: {name}")
+    lines += ["", "providers:", *(f"  {_who(providers()[name])}" for name in facts.providers)]
     lines += ["", "sources:", *(f"  {source}" for source in facts.sources)]
     return "\n".join(lines)
+
+
+def _who(provider: Provider) -> str:
+    return f"{provider.name:<20} {provider.title}"
 
 
 def _scale(facts: Product) -> str:

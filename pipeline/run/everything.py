@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.errors import RecipeError
 from pipeline.ports import Engine, ObjectStore
 from pipeline.recipe import LoadedRecipe
+from pipeline.run.check import check_recipe
 from pipeline.stages.complete import to_complete
 from pipeline.watch.progress import Progress
 
@@ -37,8 +38,9 @@ def run_everything(
     Raises
     ------
     RecipeError
-        `until` is not a stage of this recipe.
+        `until` is not a stage of this recipe, or the recipe cannot lead to its end.
     """
+    check_recipe(loaded)
     stages = loaded.stages()
     if until is not None and until not in stages:
         raise RecipeError(

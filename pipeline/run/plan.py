@@ -43,7 +43,7 @@ class PlanReport:
 
     def __str__(self) -> str:
         if self.estimate is None:
-            return "nothing new: every wanted patch is in a plan already"
+            return "nothing new: every wanted patch of a closed slot is in a plan already"
         cost = self.estimate
         lines = [*lines_of(cost)]
         hours = cost.hours(self.mbit_per_s)

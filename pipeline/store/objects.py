@@ -37,6 +37,8 @@ def open_store(url: str | Path) -> ObjectStore:
         The scheme is none of these, or the path leads to a file.
     """
     text = str(url)
+    if not text.strip():
+        raise RecipeError("the root is empty; name a folder, s3://, gs:// or az://.")
     scheme, separator, rest = text.partition("://")
     if not separator or scheme == "file":
         return _open_folder(rest if separator else text)
@@ -135,8 +137,10 @@ class LocalStore:
                 _write_all(file, data)
                 if durable:
                     os.fsync(file.fileno())
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(path)  # a write names no file
             raise
         return temporary
 

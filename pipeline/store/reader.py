@@ -77,6 +77,15 @@ class Dataset:
     def __len__(self) -> int:
         return len(self._starts)
 
+    def __repr__(self) -> str:
+        found = self.index["product"].value_counts().to_pylist()
+        counts = {row["values"]: row["counts"] for row in found}
+        patches = ", ".join(f"{counts[product]:,} of {product}" for product in self.products)
+        return (
+            f"<Dataset: version {self.version.number} of {self._store.url}, "
+            f"{len(self):,} locations, patches: {patches or 'none'}>"
+        )
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
 
@@ -97,7 +106,10 @@ class Dataset:
         """
         if isinstance(item, slice):
             return [self[i] for i in range(len(self))[item]]
-        number = range(len(self))[item]
+        try:
+            number = range(len(self))[item]
+        except IndexError:
+            raise IndexError(f"there is no sample {item}: there are {len(self)}.") from None
         ends = [*self._starts[1:], self.index.num_rows]
         rows = self.index.slice(self._starts[number], ends[number] - self._starts[number])
         head = rows.slice(0, 1).to_pylist()[0]

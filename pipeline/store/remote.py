@@ -122,8 +122,9 @@ class RemoteStore:
         except exceptions.GenericError as error:
             if _METADATA_SERVICE in str(error):
                 raise RecipeError(
-                    f"{name}: no credentials in the environment (AWS_..., GOOGLE_... or AZURE_..., "
-                    "as the service's own tools have them)."
+                    f"{name}: no credentials in the environment; set AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY (for gs:// GOOGLE_APPLICATION_CREDENTIALS, for az:// "
+                    "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY)."
                 ) from error
             raise TryAgain(f"{name}: {_short(error)}", failure="connection") from error
 

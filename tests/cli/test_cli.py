@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,15 @@ def test_debug_shows_the_traceback(tmp_path: Path):
     assert "RecipeError" in ended.stderr
 
 
+def test_the_version_is_that_of_the_package(capsys):
+    assert call("--version", capsys=capsys)[:2] == (0, f"terrashard {version('terrashard')}\n")
+
+
+def test_the_list_of_commands_cuts_no_sentence(capsys):
+    _, out, _ = call("--help", capsys=capsys)
+    assert "..." not in out.split("Commands:")[1]
+
+
 def test_help_needs_no_heavy_import():
     code = (
         "import sys\n"
@@ -114,6 +124,7 @@ def test_products_and_recipes_are_listed(capsys):
     assert "enmap-l2a" in out
     _, out, _ = call("products", "enmap-l2a", capsys=capsys)
     assert out.count(" yes\n") == 202
+    assert "TERRASHARD_DLR_USER" in out, "who serves it, and what login that takes"
     _, out, _ = call("recipes", capsys=capsys)
     assert "demo" in out
 

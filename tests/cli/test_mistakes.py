@@ -6,12 +6,16 @@ import errno
 import re
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from pipeline import cli
 from pipeline.errors import FINAL, PASSING
+from pipeline.run.plan import PlanReport
+from pipeline.store.objects import open_store
+from pipeline.watch.progress import Progress
 
 RECIPE = """
 name = "tiny"
@@ -54,7 +58,17 @@ def call(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, s
     ("old", "new", "said"),
     [
         ('name = "tiny"', 'name = "Tiny X"', "`name` should match pattern"),
-        ("size_px", "size_pix", "`cell.size_pix` is not a known key"),
+        ("size_px", "size_pix", "`cell.size_pix` is not a known key (did you mean `size_px`?)"),
+        ("size_px = 32", "size_px = 32\nx = 1", "(allowed are: lattice, size_px, snap)"),
+        ("path = ", "pats = ", "`sample.pats` is not a known key (did you mean `path`?)"),
+        ('id = "en', 'provder = "dlr"\nid = "en', "(did you mean `provider`?)"),
+        ("[[product]]", "[product]", "`product` is one table; write its head in double brackets"),
+        ("07-01", "07-02", "no whole month lies between 2022-07-02 and 2022-08-01"),
+        ('"points"\npath', '"grid"\nregion = [9, 52, 10, 51]\n#', "south must be less than north"),
+        ('"archive"', '"archive"\n[pretrain]\nmethod = "mae"', "hides tokens, and resnet18 has"),
+        ('"archive"', '"archive"\n[pretrain]\nmethod = "decur"', "learns from two image products"),
+        ('"archive"', '"archive"\n[pretrain]\nmethod = "paws"', "needs labels; name their product"),
+        ('"archive"', '"archive"\n[pretrain]\ncrop_px = 33', "have 32 pixels; allowed are 1 to 32"),
         ('"points"', '"point"', "`sample.strategy` is 'point'; allowed are: 'cities', "),
         ('strategy = "points"\n', "", "`sample.strategy` is missing"),
         ('"enmap30"', '"enmap31"', "no lattice 'enmap31'; known are: s2r10"),
@@ -84,6 +98,78 @@ def test_a_wrong_recipe_names_file_and_key_and_what_is_allowed(recipe, old, new,
     code, out, err = call("check", recipe, capsys=capsys)
     assert (code, out) == (2, "")
     assert said in err
+    assert err.count("\n") == 1
+
+
+def test_two_mistakes_are_both_told(recipe, capsys):
+    recipe.write_text(RECIPE.replace('"points"', '"point"').replace("= 32", "= 0"))
+    _, _, err = call("check", recipe, capsys=capsys)
+    assert "`sample.strategy` is 'point'" in err
+    assert "`cell.size_px` should be greater" in err
+    assert err.count("\n") == 1
+
+
+def test_run_checks_the_recipe_before_its_first_stage(recipe, tmp_path, capsys):
+    recipe.write_text(RECIPE.replace('"archive"', '"archiv"'))
+    code, _, err = call("run", recipe, "--root", tmp_path / "root", capsys=capsys)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "archiv does not exist" in err
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_login_in_a_url_is_refused_and_not_repeated(recipe, capsys):
+    place = 'provider = "stac"\nurl = "https://me:hunter2@127.0.0.1/stac"'
+    recipe.write_text(RECIPE.replace('path = "archive"', place))
+    for command in (("check", recipe), ("run", recipe, "--root", "root")):
+        code, out, err = call(*command, capsys=capsys)
+        assert code == 2
+        assert "has a login in it" in err
+        assert "hunter2" not in out + err
+
+
+def test_a_file_saved_by_a_windows_editor_is_read(recipe, capsys):
+    recipe.write_bytes(b"\xef\xbb\xbf" + RECIPE.replace("\n", "\r\n").encode())
+    assert call("check", recipe, capsys=capsys)[0] == 0
+
+
+def test_a_folder_is_no_recipe_and_a_recipe_of_ones_own_no_built_in_one(recipe, tmp_path, capsys):
+    code, _, err = call("check", tmp_path, capsys=capsys)
+    assert code == 2
+    assert "is a folder; name the recipe file in it" in err
+    code, _, err = call("init", recipe, tmp_path / "copy.toml", capsys=capsys)
+    assert code == 2
+    assert "no built-in recipe" in err
+    assert "demo, " in err
+
+
+def test_a_cut_off_is_utc_and_decides_what_is_planned(recipe, tmp_path, capsys, monkeypatch):
+    seen = []
+
+    def plan(*_: object, cutoff: datetime, **__: object) -> PlanReport:
+        seen.append(cutoff)
+        return PlanReport(None, None)
+
+    monkeypatch.setattr("pipeline.run.plan.run_plan", plan)
+    for text in ("2022-09-01", "2022-09-01T12:30:00"):
+        assert call("plan", recipe, "--root", tmp_path, "--cutoff", text, capsys=capsys)[0] == 0
+    assert [moment.isoformat() for moment in seen] == [
+        "2022-09-01T00:00:00+00:00",
+        "2022-09-01T12:30:00+00:00",
+    ]
+    assert call("plan", recipe, "--cutoff", "1.9.2022", capsys=capsys)[0] == 2
+
+
+def test_a_scheduler_that_does_not_answer_may_do_so_later(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.engine.dask.CONNECT_S", 0.2)
+
+    def connect(*_: object, **__: object) -> None:
+        with cli._engine(None, "tcp://127.0.0.1:1", False, Progress(live=False)):
+            raise AssertionError("nobody listens there")
+
+    monkeypatch.setattr("pipeline.run.extract.run_extract", connect)
+    code, _, err = call("extract", recipe, "--root", tmp_path / "root", capsys=capsys)
+    assert code == 75
+    assert "no Dask scheduler answered at tcp://127.0.0.1:1" in err
     assert err.count("\n") == 1
 
 
@@ -184,7 +270,18 @@ def test_a_fault_of_the_program_is_called_one(recipe, tmp_path, capsys, monkeypa
     assert "ZeroDivisionError: division by zero" in err
 
 
-@pytest.mark.parametrize("root", ["s3://", "az://bucket/x", "ftp://bucket/x"])
+def test_a_full_disk_is_told_with_the_file_that_found_no_room(tmp_path, monkeypatch):
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.writev", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        open_store(tmp_path).put("plans/000001.json", b"{}")
+    assert caught.value.filename == str(tmp_path / "plans" / "000001.json")
+    assert [*tmp_path.rglob("*.json*")] == []
+
+
+@pytest.mark.parametrize("root", ["s3://", "az://bucket/x", "ftp://bucket/x", "", " "])
 def test_a_root_that_cannot_be_opened_is_refused(root, recipe, capsys, monkeypatch):
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     code, _, err = call("status", recipe, "--root", root, capsys=capsys)

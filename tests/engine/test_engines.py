@@ -134,7 +134,7 @@ def test_what_is_no_address_of_a_scheduler_is_refused(address: str) -> None:
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.engine.dask.CONNECT_S", 0.5)
     with (
-        pytest.raises(RecipeError, match=r"no Dask scheduler answered at tcp://127\.0\.0\.1:1 "),
+        pytest.raises(TryAgain, match=r"no Dask scheduler answered at tcp://127\.0\.0\.1:1 "),
         DaskEngine(scheduler="tcp://127.0.0.1:1"),
     ):
         pass

@@ -16,6 +16,7 @@ from typer.main import get_command
 from pipeline.cli import app
 from pipeline.recipe import recipe_names
 from pipeline.run.schemas import schema_files
+from pipeline.sources.providers import providers
 
 REPO = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((REPO / "docker-compose.yml").read_text())
@@ -46,6 +47,16 @@ def test_compose_services_start_what_exists():
         words = line.split()
         if words and words[0] == "terrashard":
             assert words[1] in get_command(app).commands
+
+
+def test_compose_passes_on_every_login_that_a_provider_takes():
+    given = set(COMPOSE["x-terrashard"]["environment"])
+    for provider in providers().values():
+        if provider.auth in ("basic", "s3-keys"):
+            assert set(provider.credentials) <= given
+        if provider.auth == "aws":
+            assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= given
+    assert COMPOSE["services"]["demo"]["environment"].keys() >= given
 
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not here")

@@ -41,7 +41,11 @@ def test_the_recipe_loads_and_its_schema_accepts_it(tmp_path: Path) -> None:
 def test_every_command_parses() -> None:
     commands = get_command(app).commands
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    called = [shlex.split(line, comments=True)[1:] for line in lines if line[:10] == "terrashard"]
+    called = [
+        shlex.split(line.replace(" & ", " "), comments=True)[1:]
+        for line in lines
+        if line[:10] == "terrashard"
+    ]
     assert len(called) >= 10
     for name, *words in called:
         commands[name].make_context(name, words)
@@ -65,10 +69,11 @@ def test_the_python_runs(tmp_path: Path) -> None:
     """In a process of its own, as a reader would paste it."""
     with Progress(live=False) as progress:
         run_simulate(str(tmp_path / "data" / "demo"), shards=2, seed=0, progress=progress)
-    (code,) = blocks("python")
+    code = "\n".join(blocks("python"))
     (opened,) = re.findall(r"`(xarray\.open_zarr\([^`]*\))`", TEXT)
     code += f"\nimport xarray\nassert {opened}.sizes['band'] == cube.sizes['band']\n"
     code += "assert sample['enmap-l2a']['bands'].ndim == 4\n"
+    code += "assert batch['bands'].ndim == 4\n"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
