@@ -462,6 +462,9 @@ def schemas(
 @app.command(epilog="Example: terrashard simulate data/simulated-archive")
 def simulate(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder to write to.")],
+    recipe: Annotated[
+        str, typer.Option(metavar="RECIPE", help="Whose products, region and period.")
+    ] = "demo",
     shards: Annotated[
         int | None,
         typer.Option(
@@ -477,7 +480,7 @@ def simulate(
     from pipeline.watch.progress import Progress
 
     with Progress() as progress:
-        report = run_simulate(folder, shards=shards, seed=seed, progress=progress)
+        report = run_simulate(folder, recipe=recipe, shards=shards, seed=seed, progress=progress)
     _say(report)
 
 

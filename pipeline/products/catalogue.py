@@ -30,6 +30,10 @@ LegendName = Literal[
     "fill", "land", "water", "snow", "thin-cloud", "cloud", "cloud-shadow", "defective", "valid"
 ]
 
+#: Collections of Earth Engine whose images no other provider has: Sentinel-1 GRD, which it corrects
+#: for terrain. `sentinel-1-grd` is not, and `sentinel-1-rtc` is gamma nought.
+_CORRECTED = "COPERNICUS/S1_GRD"
+
 #: Stored where a product delivered nothing, in signed 16-bit arrays.
 FILL_INT16 = -32768
 
@@ -267,6 +271,9 @@ class Product(_Strict):
             raise ValueError("has `warp` and `mask_layers`: quality layers are never warped")
         if self.mask is not None:
             self._can_be_masked(self.mask)
+        corrected = self.providers.get("earth-engine")
+        if corrected is not None and corrected.collection.startswith(_CORRECTED):
+            self._stands_alone(corrected.collection)
         if set(self.colours) - set(self.classes):
             raise ValueError("has `colours` of codes that are not in `classes`")
         for name, facts in self.providers.items():
@@ -276,6 +283,15 @@ class Product(_Strict):
                     "`classes` does not name"
                 )
         return self
+
+    def _stands_alone(self, collection: str) -> None:
+        """Raise `ValueError` if others serve it too: their images are of another processing."""
+        others = [name for name in self.providers if name != "earth-engine"]
+        if others:
+            raise ValueError(
+                f"has Earth Engine's {collection}, which is corrected for terrain, and "
+                f"`providers.{others[0]}`: the two must not mix, and are products of their own"
+            )
 
     def _can_be_masked(self, mask: MaskMethod) -> None:
         """Raise `ValueError` if the product does not hold what its mask method looks at."""

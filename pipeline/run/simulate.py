@@ -10,6 +10,7 @@ from pipeline.ports import ObjectStore
 from pipeline.recipe import Grid, LoadedRecipe, Scenes, Uniform, load_recipe
 from pipeline.run.publish import run_publish
 from pipeline.simulate.shards import ShardsReport, write_shards
+from pipeline.simulate.shelves import STANDS_FOR
 from pipeline.stages.slots import slots_of
 from pipeline.store.objects import open_store
 from pipeline.watch.progress import Progress
@@ -36,7 +37,8 @@ def run_simulate(
     folder : str
         New folder for an archive; root (path or URL) for shards.
     recipe : str or Path
-        Says which products, region and period; only products with `provider = "simulated"` count.
+        Says which products, region and period; only products with `provider = "simulated"` count,
+        and those of a simulated Earth Engine.
     shards : int or None
         Write a published data set of so many locations, without scenes, instead of an archive.
     seed : int
@@ -53,7 +55,11 @@ def run_simulate(
         made = simulate_shards(open_store(folder), loaded, locations=shards, seed=seed)
         progress.advance(shards)
         return made
-    products = [key for key, wish in loaded.wishes.items() if "simulated" in wish.providers]
+    products = [
+        STANDS_FOR.get(key, key)
+        for key, wish in loaded.wishes.items()
+        if {"simulated", "earth-engine"} & set(wish.providers)
+    ]
     slots = slots_of(loaded.recipe.slots, settling_days=0, cutoff=None)
     from pipeline.simulate.archive import make_archive
 

@@ -9,6 +9,8 @@ from pipeline.products.catalogue import Band, MaskLayer, Product, ProviderFacts,
 from pipeline.simulate.orbits import Scene
 from pipeline.simulate.scenes import delivered_dtype, layer_dtype, offset_of
 
+#: What an archive holds in place of a product that only Earth Engine has, and makes of it.
+STANDS_FOR = {"sentinel-1-grd-corrected": "sentinel-1-rtc"}
 #: Path of what no provider serves on the network.
 _PLAIN = "labels"
 

@@ -17,6 +17,7 @@ from pipeline.ports import PixelGrid, Query
 from pipeline.products.catalogue import Product, load_product, product_ids
 from pipeline.raster.landsat import conversion, parse_mtl
 from pipeline.records import Scene, Unusable
+from pipeline.simulate.shelves import STANDS_FOR
 from pipeline.sources.earthengine_items import EarthEngineCatalogue, item_of
 from pipeline.sources.earthengine_pixels import EarthEnginePixels
 from pipeline.sources.providers import load_provider
@@ -26,8 +27,6 @@ SERVED = [name for name in product_ids() if "earth-engine" in load_product(name)
 ON_A_LATTICE = [name for name in SERVED if load_product(name).warp is None]
 MAPS = [name for name in SERVED if load_product(name).kind == "labels"]
 LEVEL_1 = [name for name in SERVED if load_product(name).calibration]
-#: What the archive is asked for in place of a product that only Earth Engine has.
-MADE_OF = {"sentinel-1-grd-corrected": "sentinel-1-rtc"}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, endpoints_of: Any) -> Any:
     size = {"swath_m": 6000, "track_m": 5500, "cycle_days": 30}
     make_archive(
         folder / "archive",
-        products=[MADE_OF.get(name, name) for name in SERVED],
+        products=[STANDS_FOR.get(name, name) for name in SERVED],
         region=(15.02, 51.9, 15.03, 51.905),
         start=date(2023, 4, 1),
         end=date(2023, 5, 1),
@@ -226,7 +225,7 @@ def test_a_product_s_pixels_are_those_of_the_archive(server: Any, name: str) -> 
 
 def delivered(server: Any, scene: Scene, name: str, band: str) -> Any:
     """Return the archive's own file of a band, in Earth Engine's numbers."""
-    product = load_product(MADE_OF.get(name, name))
+    product = load_product(STANDS_FOR.get(name, name))
     asset = product.providers["simulated"].assets[band][0].asset
     when = scene.acquired.strftime("%Y-%m-%dT%H:%M:%S")
     for item in _items(server.folder):
