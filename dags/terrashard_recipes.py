@@ -12,6 +12,7 @@ A stage that is done is skipped quickly by the command itself, so clearing a who
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 from airflow.exceptions import AirflowFailException
 from airflow.sdk import DAG, task
 
-from pipeline.errors import TerrashardError
+from pipeline.errors import RecipeError, TerrashardError
 from pipeline.recipe import LoadedRecipe, load_recipe
 
 RECIPES = Path(os.environ.get("TERRASHARD_RECIPES", Path(__file__).parent.parent / "recipes"))
@@ -45,6 +46,11 @@ def run_stage(words: list[str]) -> None:
         raise RuntimeError(f"{' '.join(words)} asks to be tried again (exit {code})")
     if code:
         raise AirflowFailException(f"{' '.join(words)} ended with exit code {code}")
+
+
+def broken_id(path: Path) -> str:
+    """Return the id of the DAG of a file that is no recipe: of letters that Airflow allows."""
+    return "terrashard_broken_" + re.sub(r"[^A-Za-z0-9_.-]", "-", path.stem)
 
 
 def dag_of(path: Path, loaded: LoadedRecipe) -> DAG:
@@ -82,7 +88,7 @@ def dag_of(path: Path, loaded: LoadedRecipe) -> DAG:
 def broken_dag(path: Path, error: TerrashardError) -> DAG:
     """Return a DAG that shows what is wrong with a recipe, so that the others still load."""
     with DAG(
-        dag_id=f"terrashard_{path.stem}",
+        dag_id=broken_id(path),
         description=f"broken recipe: {error}",
         schedule=None,
         start_date=datetime(2024, 1, 1),
@@ -97,10 +103,14 @@ def broken_dag(path: Path, error: TerrashardError) -> DAG:
     return dag
 
 
+named: dict[str, Path] = {}
 for recipe_path in sorted(RECIPES.glob("*.toml")):
     try:
         recipe = load_recipe(recipe_path)
+        first = named.setdefault(recipe.name, recipe_path)
+        if first != recipe_path:
+            raise RecipeError(f"{recipe_path}: {first.name} has the `name` {recipe.name!r} too.")
     except TerrashardError as wrong:
-        globals()[f"terrashard_{recipe_path.stem}"] = broken_dag(recipe_path, wrong)
+        globals()[broken_id(recipe_path)] = broken_dag(recipe_path, wrong)
     else:
         globals()[f"terrashard_{recipe.name}"] = dag_of(recipe_path, recipe)

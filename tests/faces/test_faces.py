@@ -92,10 +92,13 @@ def test_dag_calls_only_commands_and_options_that_exist():
 @pytest.mark.skipif(importlib.util.find_spec("airflow") is None, reason="Airflow is not here")
 def test_airflow_loads_one_dag_per_recipe(tmp_path, monkeypatch):
     (tmp_path / "demo.toml").write_text((REPO / "pipeline/recipes/demo.toml").read_text())
+    (tmp_path / "twin of demo.toml").write_text((tmp_path / "demo.toml").read_text())
     (tmp_path / "broken.toml").write_text("name = 1\n")
     monkeypatch.setenv("TERRASHARD_RECIPES", str(tmp_path))
     spec = importlib.util.spec_from_file_location("dag", REPO / "dags" / "terrashard_recipes.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert next(task.task_id for task in module.terrashard_demo.topological_sort()) == "sample"
-    assert "broken" in module.terrashard_broken.tags
+    assert "broken" in module.terrashard_broken_broken.tags
+    twin = vars(module)["terrashard_broken_twin-of-demo"]
+    assert "demo.toml has the `name` 'demo' too" in twin.description
