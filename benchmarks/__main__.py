@@ -12,7 +12,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 #: Those that take half an hour or more, or a GPU: run where they are named.
-LONG = ("features", "gpu", "health", "kill", "soak")
+LONG = ("dry_run", "features", "gpu", "health", "kill", "soak")
 
 
 def names() -> list[str]:

@@ -82,6 +82,7 @@ class Habits:
     not, a `query` is passed over in silence."""
 
 
+#: How each provider was seen to page.
 HABITS = {
     "dlr": Habits(paging="start-index", page=20, page_max=100, counts=True, filters=False),
     "planetary-computer": Habits(paging="token", page=10, page_max=1000, counts=False),
@@ -90,7 +91,7 @@ HABITS = {
     "usgs": Habits(paging="next", page=10, page_max=250, counts=True),
 }
 #: Of a provider that nobody recorded.
-_PLAIN = Habits(paging="token", page=10, page_max=1000, counts=False)
+PLAIN = Habits(paging="token", page=10, page_max=1000, counts=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +260,7 @@ class Catalogue:
         wish: dict[str, Any],
         fault: Fault | None,
     ) -> dict[str, Any]:
-        habits = HABITS.get(provider, _PLAIN)
+        habits = HABITS.get(provider, PLAIN)
         found = self._matching(provider, wish)
         limit = min(number(wish, "limit", habits.page, least=1), habits.page_max)
         start = _start(wish, found, habits)
@@ -271,7 +272,9 @@ class Catalogue:
         href = f"{base}/{provider}/{where}"
         links = [{"rel": "self", "type": _GEOJSON, "href": href}]
         if following < len(found) or (habits.one_too_many and page):
-            links.append(_next_link(habits, method, href, wish, following, limit, found))
+            last = found[min(following, len(found)) - 1].item
+            mark = f"next:{last['collection']}:{last['id']}"
+            links.append(next_link(habits, method, href, wish, following, limit, mark))
         document: dict[str, Any] = {
             "type": "FeatureCollection",
             "features": [_linked(entry.item, base, provider) for entry in page],
@@ -284,7 +287,7 @@ class Catalogue:
     def _matching(self, provider: str, wish: Mapping[str, Any]) -> list[_Entry]:
         collections = wish.get("collections") or list(self._entries[provider])
         place, (first, last), ids = area(wish), span(wish.get("datetime")), wish.get("ids")
-        query = wish.get("query") if HABITS.get(provider, _PLAIN).filters else None
+        query = wish.get("query") if HABITS.get(provider, PLAIN).filters else None
         return [
             entry
             for key in collections
@@ -297,7 +300,7 @@ class Catalogue:
 
 
 def _conformance(provider: str) -> list[str]:
-    filters = HABITS.get(provider, _PLAIN).filters
+    filters = HABITS.get(provider, PLAIN).filters
     return [*_CONFORMANCE, _QUERY] if filters else list(_CONFORMANCE)
 
 
@@ -338,21 +341,21 @@ def _linked(item: dict[str, Any], base: str, provider: str) -> dict[str, Any]:
     return {**item, "assets": assets, "links": links}
 
 
-def _next_link(
+def next_link(
     habits: Habits,
     method: str,
     href: str,
     wish: dict[str, Any],
     start: int,
     limit: int,
-    found: list[_Entry],
+    mark: str,
 ) -> dict[str, Any]:
+    """Return the link to the page that begins at item `start`, which `mark` stands for."""
     link: dict[str, Any] = {"rel": "next", "type": _GEOJSON, "method": method, "href": href}
     if habits.paging == "start-index":
         step: dict[str, Any] = {"startIndex": start, "limit": limit}
     else:
-        last = found[min(start, len(found)) - 1].item
-        step = {"limit": limit, habits.paging: f"next:{last['collection']}:{last['id']}"}
+        step = {"limit": limit, habits.paging: mark}
     if method == "GET":
         parameters = {key: flat(value) for key, value in {**wish, **step}.items()}
         link["href"] = f"{href}?{urlencode(parameters)}"

@@ -51,15 +51,15 @@ class Written:
     percent: Mapping[str, float]
 
 
-def item_of(shelf: Shelf, scene: Scene, written: Written) -> dict[str, Any]:
-    """Return the item of a scene in its provider's manner."""
-    properties = {"datetime": f"{scene.when:%Y-%m-%dT%H:%M:%S.%fZ}"}
-    describe = _MANNERS.get((_sensor(scene), shelf.provider)) or _SENSORS.get(_sensor(scene))
-    if describe is not None:
-        properties |= describe(shelf, scene, written.percent)
-    properties = _whole_numbers(shelf, properties | _missing(shelf, scene, written, properties))
+def item_of(
+    shelf: Shelf, scene: Scene, written: Written, *, outline: shapely.Polygon | None = None
+) -> dict[str, Any]:
+    """Return the item of a scene in its provider's manner.
+
+    `outline` in longitude and latitude replaces the scene's own.
+    """
     grids = {} if _is_radar_geometry(shelf) else {file.key: file for file in files_of(shelf)}
-    outline = _outline(scene)
+    outline = _outline(scene) if outline is None else outline
     version, extensions = (
         ("1.1.0", "v2.0.0") if shelf.provider == "copernicus" else ("1.0.0", "v1.0.0")
     )
@@ -67,14 +67,14 @@ def item_of(shelf: Shelf, scene: Scene, written: Written) -> dict[str, Any]:
         "type": "Feature",
         "stac_version": version,
         "stac_extensions": [f"{_EXTENSIONS}/projection/{extensions}/schema.json"],
-        "id": _item_id(shelf, scene),
+        "id": item_id(shelf, scene),
         "collection": shelf.facts.collection,
         "geometry": {
             "type": "Polygon",
             "coordinates": [[list(p) for p in outline.exterior.coords]],
         },
         "bbox": list(outline.bounds),
-        "properties": properties,
+        "properties": properties_of(shelf, scene, written.percent),
         "assets": {
             key: _asset(shelf, scene, grids[key], href) if key in grids else _document(href)
             for key, href in written.files.items()
@@ -83,13 +83,22 @@ def item_of(shelf: Shelf, scene: Scene, written: Written) -> dict[str, Any]:
     }
 
 
+def properties_of(shelf: Shelf, scene: Scene, percent: Mapping[str, float]) -> Properties:
+    """Return the properties of a scene's item."""
+    properties = {"datetime": f"{scene.when:%Y-%m-%dT%H:%M:%S.%fZ}"}
+    describe = _MANNERS.get((_sensor(scene), shelf.provider)) or _SENSORS.get(_sensor(scene))
+    if describe is not None:
+        properties |= describe(shelf, scene, percent)
+    return _whole_numbers(shelf, properties | _missing(shelf, scene, percent, properties))
+
+
 def _sensor(scene: Scene) -> str:
     """Return the beginning of a product's id that names its sensor: `sentinel-2`, `landsat`."""
     parts = scene.product.split("-")
     return "-".join(parts[:2]) if parts[0] == "sentinel" else parts[0]
 
 
-def _item_id(shelf: Shelf, scene: Scene) -> str:
+def item_id(shelf: Shelf, scene: Scene) -> str:
     """Return the item's id, which only some providers leave as the processor wrote it."""
     match _sensor(scene), shelf.provider:
         case "sentinel-2", "earth-search":
@@ -102,14 +111,16 @@ def _item_id(shelf: Shelf, scene: Scene) -> str:
     return scene.item
 
 
-def _missing(shelf: Shelf, scene: Scene, written: Written, properties: Properties) -> Properties:
+def _missing(
+    shelf: Shelf, scene: Scene, percent: Mapping[str, float], properties: Properties
+) -> Properties:
     """Return the properties that the product file names for this provider and no manner gave."""
     elevation = round(sun_of(scene)[0], 6)
     words = {
         "datatake": scene.datatake,
         "tile": scene.tile,
         "baseline": scene.baseline,
-        "cloud_percent": round(written.percent.get("cloud", 0.0), 6),
+        "cloud_percent": round(percent.get("cloud", 0.0), 6),
         "sun_elevation_deg": elevation,
         "sun_zenith_deg": round(90 - elevation, 6),
         "offset_applied": True,
@@ -326,7 +337,7 @@ def _asset(shelf: Shelf, scene: Scene, file: File, href: str) -> dict[str, Any]:
         grid["proj:transform"] = [*grid["proj:transform"], 0.0, 0.0, 1.0]
         title = file.key.replace("_", " ").capitalize()
         asset |= {"title": title, "description": f"{title} layer", **grid}
-        asset["proj:epsg"] = scene.epsg if _has_crs(scene) else None
+        asset["proj:epsg"] = scene.epsg if has_crs(scene) else None
     elif shelf.provider == "copernicus":
         asset |= {**grid, "proj:code": f"EPSG:{scene.epsg}"}
     elif shelf.provider == "earth-search":
@@ -367,7 +378,8 @@ def _band(shelf: Shelf, band: Band) -> dict[str, Any]:
     return {"name": band.name, "center_wavelength": round((band.wavelength_nm or 0) / 1000, 4)}
 
 
-def _has_crs(scene: Scene) -> bool:
+def has_crs(scene: Scene) -> bool:
+    """Whether an EnMAP item says in which CRS its assets are."""
     return int(below(_WITHOUT_CRS, *scene.item.encode())) > 0
 
 

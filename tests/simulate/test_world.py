@@ -1,0 +1,127 @@
+"""The catalogue of the size of the real ones: dense as the orbits are, paged, and sound."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+
+from benchmarks.dry_run import recipe_text
+from pipeline.ports import Query
+from pipeline.raster.land import is_land
+from pipeline.recipe import LoadedRecipe, load_recipe
+from pipeline.records import Scene
+from pipeline.run.search import Answers
+from pipeline.simulate.survey import FLIGHTS
+from pipeline.simulate.world import World, WorldServer
+from pipeline.simulate.world_items import survey_of
+from pipeline.simulate.world_scenes import scene_tables
+from pipeline.sources.providers import load_provider
+from pipeline.sources.stac import Catalogue
+from pipeline.stages.questions import facts_of
+from pipeline.store.tables import from_rows, to_rows
+
+#: Half a degree of Saxony and the equator's crossing of Kenya's coast: both hemispheres.
+BOXES = ((13.0, 51.0, 13.5, 51.5), (38.8, -0.2, 39.2, 0.2))
+START, END = datetime(2021, 6, 1, tzinfo=UTC), datetime(2021, 7, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with WorldServer(tmp_path_factory.mktemp("world")) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def loaded(url: str, tmp_path_factory: pytest.TempPathFactory) -> LoadedRecipe:
+    path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    path.write_text(recipe_text("ssl4eo-s12", url))
+    return load_recipe(path)
+
+
+def asked(loaded: LoadedRecipe, product: str, provider: str) -> list[Query]:
+    facts = facts_of(loaded.products[product], provider)
+    return [Query(product, facts.collection, box, START, END) for box in BOXES]
+
+
+def comparable(row: Scene) -> tuple[Any, ...]:
+    """What planning reads of a scene; times to the second, and corners to a millimetre."""
+    ground = shapely.get_coordinates(shapely.from_wkb(row.geometry)).round(6).tolist()
+    sides = [round(side, 3) for side in (row.x_min_m, row.y_min_m, row.x_max_m, row.y_max_m)]
+    sun = None if row.sun_elevation_deg is None else round(row.sun_elevation_deg, 4)
+    names = (row.scene, row.provider, row.datatake, row.tile, row.baseline)
+    files = [asset.name for asset in row.assets]
+    second = row.acquired.replace(microsecond=0)
+    return *names, second, row.cloud_percent, sun, row.epsg, *sides, ground, files
+
+
+@pytest.mark.parametrize("product", ["sentinel-2-l2a", "sentinel-2-l1c", "sentinel-1-grd"])
+def test_the_table_for_planning_is_what_a_search_of_the_catalogue_finds(
+    loaded: LoadedRecipe, product: str
+) -> None:
+    (provider,) = loaded.wishes[product].providers
+    questions = asked(loaded, product, provider)
+    found = [*Answers(loaded, product, provider).rows(questions)]
+    scenes = [row for row in found if isinstance(row, Scene)]
+    assert len(scenes) == len(found) > 10
+    tables = scene_tables(loaded, product, provider, questions)
+    made = [row for table in tables for row in to_rows(table, Scene)]
+    scenes = to_rows(from_rows(scenes, Scene), Scene)
+    assert sorted(map(comparable, made)) == sorted(map(comparable, scenes))
+
+
+def test_hollow_pages_are_as_many_and_ask_for_as_many(tmp_path: Path, url: str) -> None:
+    query = Query("", "sentinel-2-l2a", BOXES[0], START, END, at_most=(("eo:cloud_cover", 60.0),))
+
+    def count(base: str) -> tuple[int, int]:
+        provider = load_provider("earth-search", url=f"{base}/earth-search")
+        with Catalogue(provider.model_copy(update={"page_size": 3})) as catalogue:
+            return len(list(catalogue.search(query))), catalogue.requests
+
+    with WorldServer(tmp_path, hollow=True) as hollow:
+        assert count(hollow.url) == count(url)
+    assert count(url)[0] > 6
+
+
+def test_pages_hold_every_item_once_and_newest_first() -> None:
+    world, mark, found = World(), {}, []
+    wish = {"collections": ["landsat-c2l1"], "bbox": BOXES[0], "limit": 2}
+    wish["datetime"] = "2022-06-01T00:00:00Z/2022-08-01T00:00:00Z"
+    while mark is not None:
+        page = json.loads(world.answer("", "POST", "usgs/search", {}, {**wish, **mark}).data())
+        found += page["features"]
+        mark = next((link["body"] for link in page["links"] if link["rel"] == "next"), None)
+    times = [item["properties"]["datetime"] for item in found]
+    assert len({item["id"] for item in found}) == len(found) == page["numberMatched"] > 10
+    assert times == sorted(times, reverse=True)
+    platforms = {item["properties"]["platform"] for item in found}
+    assert platforms == {"LANDSAT_7", "LANDSAT_8", "LANDSAT_9"}
+
+
+@pytest.mark.parametrize(
+    ("mission", "days"), [("sentinel-2", 5), ("landsat", 8), ("sentinel-1", 6)]
+)
+def test_a_place_is_seen_as_often_as_orbits_and_swath_say(mission: str, days: float) -> None:
+    """Swaths of neighbouring tracks overlap by what the swath is wider than their distance."""
+    survey, tree = survey_of(mission)
+    flight = FLIGHTS[mission]
+    random = np.random.default_rng(1)
+    lon, lat = random.uniform(15, 45, 500), random.uniform(-30, 55, 500)
+    which, place = tree.query(shapely.points(lon, lat), predicate="intersects")
+    # Tiles and frames overlap one another: each track counts once.
+    looks = np.unique(np.stack([which, survey.track[place]]), axis=1)
+    seen = np.bincount(looks[0], minlength=500)
+    land = is_land(lon, lat)
+    # The track runs some 10 degrees off the meridian, so its width along the parallel is more.
+    slant = np.radians(flight.inclination_deg - 90) / np.cos(np.radians(lat))
+    apart_km = 40_075 / flight.orbits * np.cos(np.radians(lat)) * np.cos(slant)
+    ratio = seen[land].mean() / (flight.swath_km / apart_km[land]).mean()
+    assert ratio == pytest.approx(1, abs=0.08)
+    passes = survey.passes(place[:1], 0, 8 * 365 * 86_400)[2]
+    assert np.diff(np.unique(passes)).min() == days * 86_400
