@@ -47,6 +47,8 @@ class SearchReport:
     """Requests made to catalogues."""
     unanswered: str | None = None
     """Providers that could not be asked, where others that the recipe lists were, and why."""
+    nothing: str | None = None
+    """Products of which nothing was found, and what to look at then."""
 
 
 def run_search(
@@ -90,7 +92,27 @@ def run_search(
     _append_unusable(store, unusable)
     reasons = Counter(row.reason for row in unusable)
     return SearchReport(
-        found, dict(sorted(reasons.items())), new, requests, "; ".join(silent) or None
+        found,
+        dict(sorted(reasons.items())),
+        new,
+        requests,
+        "; ".join(silent) or None,
+        _nothing(loaded, found),
+    )
+
+
+def _nothing(loaded: LoadedRecipe, found: dict[str, int]) -> str | None:
+    """Say where nothing was found: a catalogue that has nothing is no error."""
+    empty = [
+        f"{product} at {' and '.join(loaded.wishes[product].providers)}"
+        for product, number in found.items()
+        if not number
+    ]
+    if not empty:
+        return None
+    return (
+        f"{', '.join(empty)}: do they have the places and times of the recipe? "
+        "`search --compare` asks others too"
     )
 
 

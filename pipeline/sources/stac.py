@@ -15,6 +15,7 @@ from typing import Any, Self
 import pystac
 from pystac.utils import make_absolute_href
 from pystac_client import Client
+from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError
 from pystac_client.warnings import PystacClientWarning
 
@@ -29,6 +30,8 @@ from pipeline.sources.stac_io import CatalogueIO
 _MOST_STALE_PAGES = 5
 #: Catalogues below a static catalogue's root, at most.
 _DEEPEST = 12
+#: What reading of JSON that is not what it should be may raise.
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 #: How services say that they do not understand a filter.
 _FILTER_REFUSED = (400, 415, 422, 501)
 
@@ -105,10 +108,11 @@ class Catalogue:
             raise
         except APIError as error:
             raise self._io.explained(error) from error
-        except (ValueError, KeyError, TypeError, AttributeError, pystac.STACError) as error:
+        except (*_MALFORMED, ClientTypeError, pystac.STACError) as error:
+            told = str(error).replace(self._url, named(self._url))[:200]
             raise GiveUp(
                 f"provider {self.provider.name}: what {named(self._url)} answers is not STAC "
-                f"({str(error)[:200]}); is `url` in the recipe the root of a STAC "
+                f"({told}); is `url` in the recipe the root of a STAC "
                 f"{'API' if self.provider.kind == 'stac-api' else 'catalogue'}?",
                 failure="corrupt",
             ) from error

@@ -33,11 +33,11 @@ _LONGEST_PAUSE_S = 120
 FIRST_PAUSE_S = 0.5
 #: What a person can do about a status, in so many words.
 _CURES = {
-    401: "it wants a login; catalogues are asked without one, so is `url` the right one?",
-    403: "it refuses this address or this machine; is `url` the right one?",
-    404: "is `url` in the recipe the root of a STAC API?",
-    410: "is `url` in the recipe the root of a STAC API?",
-    429: "too many requests; try again later",
+    401: ": it wants a login, and catalogues are asked without one; is `url` the right one?",
+    403: ": it refuses this address or this machine; is `url` the right one?",
+    404: ": is `url` in the recipe the root of a STAC API?",
+    410: ": is `url` in the recipe the root of a STAC API?",
+    429: ", too many requests; try again later.",
 }
 
 
@@ -151,8 +151,10 @@ class CatalogueIO(StacApiIO):
                 failure="connection",
             )
         said = " ".join(str(error).split())[:200]
-        cure = _CURES.get(status, "try again later" if status in _PASSING else "it said:")
-        detail = f"{what} answered with status {status}; {cure} {said}".rstrip()
+        cure = _CURES.get(status, "; try again later." if status in _PASSING else ".")
+        detail = f"{what} answered with status {status}{cure}" + (
+            f" It said: {said}" if said else ""
+        )
         if status in _PASSING:
             return TryAgain(detail, failure="throttled" if status == 429 else "server-error")
         if status in (401, 403):

@@ -170,6 +170,7 @@ def test_only_what_was_asked_for_and_may_be_read_becomes_a_scene(tmp_path: Path)
         "new": "duplicate",
     }
     assert (again.new, later.new) == (0, 1)
+    assert report.nothing is None
     scenes = read_all(store, SCENES, Scene).to_pylist()
     assert [row["item"] for row in scenes] == ["first", "in-the-second-area", "new", "newest"]
 
@@ -329,6 +330,14 @@ def test_a_provider_that_fails_is_passed_over_with_all_that_it_said(tmp_path: Pa
         with pytest.raises(GiveUp):
             run_search(loaded, root(tmp_path / "b"))
         assert len(run_compare(loaded, root(tmp_path / "c")).silent) == 2
+
+
+def test_where_nothing_is_found_the_report_says_what_to_look_at(tmp_path: Path) -> None:
+    with careless_api([]) as empty:
+        report = run_search(recipe(empty), root(tmp_path))
+    assert report.found == {"sentinel-2-l2a": 0}
+    assert report.nothing is not None
+    assert "sentinel-2-l2a at simulated" in report.nothing
 
 
 def test_one_provider_in_a_list_is_that_provider() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pystac
 import pytest
 
-from pipeline.errors import GiveUp, TryAgain
+from pipeline.errors import GiveUp, TerrashardError, TryAgain
 from pipeline.ports import Query
 from pipeline.products.catalogue import load_product
 from pipeline.records import Unusable
@@ -524,6 +524,37 @@ def test_answers_that_are_not_stac_end_it_without_a_crash(answer: bytes) -> None
     with serving(handler) as service, pytest.raises(GiveUp) as error:
         list(search_items(at(service), QUERY))
     assert error.value.failure == "corrupt"
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "cure"),
+    [
+        (200, b"<!DOCTYPE html><html>Please log in</html>", "a login page, or `url`"),
+        (200, b'{"hello": 1}', "is `url` in the recipe the root of a STAC API?"),
+        (200, b"[]", "is `url` in the recipe the root of a STAC API?"),
+        (401, b"{}", "it wants a login"),
+        (403, b"{}", "it refuses this address or this machine"),
+        (404, b"{}", "is `url` in the recipe the root of a STAC API?"),
+        (503, b"{}", "try again later"),
+        (400, b'{"description": "no"}', 'It said: {"description": "no"}'),
+    ],
+)
+def test_messages_name_provider_and_address_and_what_to_do(
+    status: int, answer: bytes, cure: str
+) -> None:
+    def handler(service: Service) -> Handler:
+        return lambda *_: (status, {}, answer)
+
+    with serving(handler) as service:
+        provider = at(service).model_copy(update={"url": f"{service.url}/api?key=secret"})
+        with pytest.raises(TerrashardError) as error:
+            ask_once(provider)
+        text = str(error.value)
+        assert text.startswith("provider simulated: ")
+        assert f"{service.url}/api" in text
+        assert cure in text
+        assert "secret" not in text
+        assert "\n" not in text
 
 
 @pytest.mark.parametrize("elsewhere", ["http://127.0.0.1:9/search", "file:///etc/passwd"])
