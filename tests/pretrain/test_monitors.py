@@ -45,8 +45,9 @@ def test_zero_embeddings_are_a_collapse_and_no_error():
     assert health(torch.zeros(4, 3)).collapsed
 
 
-def lines(*pairs):
-    return [{"compared_std": std, "compared_rank": rank} for std, rank in pairs]
+def lines(*pairs, features=(0.9, 20.0)):
+    own = {"embedding_std": features[0], "effective_rank": features[1]}
+    return [{"compared_std": std, "compared_rank": rank, **own} for std, rank in pairs]
 
 
 def test_a_run_is_wrong_after_three_bad_lines_running_and_not_before():
@@ -55,7 +56,26 @@ def test_a_run_is_wrong_after_three_bad_lines_running_and_not_before():
     assert "deviation 0.050" in wrong_with(lines(well, one, one, one))
     assert wrong_with(lines(well, flat, flat, well)) is None
     assert "span 5.0" in wrong_with(lines(well, flat, flat, flat))
-    assert wrong_with(lines(*[(float("nan"), float("nan"))] * 5)) is None
+
+
+def test_a_fresh_encoder_that_says_nearly_the_same_of_everything_may_get_better():
+    rising = lines((0.02, 5.0), (0.08, 6.0), (0.12, 7.0), (0.15, 8.0))
+    assert wrong_with(rising) is None
+    assert "almost one" in wrong_with(lines((0.02, 5.0), (0.02, 5.0), (0.02, 5.0)))
+    fallen = lines((0.8, 20.0), (0.18, 20.0), (0.19, 20.0), (0.17, 20.0))
+    assert "deviation 0.170" in wrong_with(fallen)
+
+
+def test_where_nothing_is_compared_the_features_are_watched():
+    nothing = [(float("nan"), float("nan"))]
+    well = lines(*nothing * 3)
+    assert wrong_with(well) is None
+    flat = lines(*nothing * 3, features=(0.9, 5.0))
+    assert wrong_with(well + flat[:2]) is None
+    assert "the features span 5.0 dimensions, at first" in wrong_with(well + flat)
+    assert "the features are almost one" in wrong_with(lines(*nothing * 3, features=(0.05, 20)))
+    # Where something is compared, features may be flat.
+    assert wrong_with(lines(*[(0.9, 20.0)] * 4, features=(0.05, 1.0))) is None
 
 
 @pytest.mark.parametrize("stopped", [True, False])
