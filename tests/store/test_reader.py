@@ -15,7 +15,7 @@ import zarr
 
 from pipeline.errors import IntegrityError, RecipeError
 from pipeline.run.publish import run_publish
-from pipeline.store import layout
+from pipeline.store import chunks, layout
 from pipeline.store.reader import Dataset, open_dataset
 from pipeline.store.shard import image_key
 
@@ -55,6 +55,35 @@ def test_every_patch_comes_back(published) -> None:
 
 def test_the_fast_path_and_zarr_python_agree(published) -> None:
     check_parity(open_dataset(published.url))
+
+
+def test_chunks_are_decoded_where_they_lie_from_few_objects_at_a_time(
+    published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "MAPPED_BYTES", 1)
+    monkeypatch.setattr(chunks, "MOST_MAPS", 1)
+    ds = open_dataset(published.url)
+    check_parity(ds)
+    check_against_truth(ds, published.truth)
+    reader = ds.patches("optical")
+    with Path(reader._arrays["bands"].path(0)).open("rb") as file:
+        told = chunks._in_memory(file.fileno(), 0, 10)  # not every file system tells
+    assert len(reader._decoder._maps) == told
+
+
+def test_an_object_that_was_cut_short_is_an_error_and_no_end_of_the_process(
+    published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "MAPPED_BYTES", 1)
+    reader = open_dataset(published.url).patches("optical")
+    for array in reader._arrays.values():  # the index is known, so only the chunks are missed
+        for shard in range(len(array.objects)):
+            array.locate(shard, 0)
+            path = Path(array.path(shard))
+            if path.exists():
+                path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(IntegrityError, match="ends before byte"):
+        reader.read(slice(None))
 
 
 def test_a_bucket_reads_like_a_folder(
