@@ -2,8 +2,9 @@
 
 zarr-python is not asked. Each object's index is read once and kept (16 bytes a patch); after that
 a patch costs one decompression into memory that the caller has set out: of the bytes where they lie
-in the system's memory, or else of what one `pread` brings. Worker processes would cost more than the decoding does; Blosc releases the interpreter lock, so threads
-are enough. A remote object's chunks are fetched with one call per object and batch.
+in the system's memory, or else of what one `pread` brings. Worker processes would cost more than
+the decoding does; Blosc releases the interpreter lock, so threads are enough. A remote object's
+chunks are fetched with one call per object and batch.
 """
 
 from __future__ import annotations
