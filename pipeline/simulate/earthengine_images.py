@@ -6,6 +6,7 @@ removed and nothing below 0, Sentinel-1 is in dB, Landsat as delivered; what was
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -159,7 +160,10 @@ class World:
             "Collection.toList": _to_list,
             "Filter.and": lambda filters: lambda image: all(keep(image) for keep in filters),
             "Filter.dateRangeContains": _in_range,
+            "Filter.greaterThan": _greater,
             "Filter.intersects": _intersects,
+            "Filter.listContains": _listed,
+            "Filter.not": lambda filter: lambda image: not filter(image),
             "DateRange": lambda start, end: (start, end),
             "Feature": lambda geometry: geometry,
             "GeometryConstructors.Rectangle": _rectangle,
@@ -203,6 +207,14 @@ def _to_list(collection: list[Image], count: int, offset: int = 0) -> list[Image
 def _in_range(leftValue: tuple[float, float], rightField: str) -> Predicate:
     start, end = leftValue
     return lambda image: bool(start <= image.properties[rightField] < end)
+
+
+def _greater(leftField: str, rightValue: float) -> Predicate:
+    return lambda image: bool(image.properties.get(leftField, -math.inf) > rightValue)
+
+
+def _listed(leftValue: list[Any], rightField: str) -> Predicate:
+    return lambda image: image.properties.get(rightField) in leftValue
 
 
 def _intersects(leftField: str, rightValue: shapely.Geometry) -> Predicate:

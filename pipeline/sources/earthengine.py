@@ -142,6 +142,9 @@ def images_of(query: Query, count: int, offset: int) -> Any:
         # Straight edges in longitude and latitude, as in every other catalogue.
         box = ee.Geometry.Rectangle(list(query.bbox), proj="EPSG:4326", geodesic=False)
         filters.append(ee.Filter.bounds(box))
+    filters += [ee.Filter.inList(name, list(values)) for name, values in query.only]
+    # Not above it: an image that does not say how cloudy it is comes, too.
+    filters += [ee.Filter.lte(name, most) for name, most in query.at_most]
     if filters:
         images = images.filter(ee.Filter.And(*filters))
     return images.toList(count, offset)

@@ -102,6 +102,31 @@ def test_a_query_without_place_and_time_has_no_filter(earth: Any, call: Any, unf
     assert unfolded(server.asked[0][1]["expression"]) == expected
 
 
+def test_the_whole_expression_of_what_is_left_out(earth: Any, call: Any, unfolded: Any) -> None:
+    server = earth()
+    tiles = {image.properties["MGRS_TILE"] for image in server.world.collections[S2]}
+    tile, cloudy = min(tiles), "CLOUDY_PIXEL_PERCENTAGE"
+    query = Query(SENTINEL.id, S2, only=(("MGRS_TILE", (tile,)),), at_most=((cloudy, 40),))
+    found = search(server, query)
+    expected = [
+        image.id.rpartition("/")[2]
+        for image in server.world.collections[S2]
+        if image.properties["MGRS_TILE"] == tile and image.properties[cloudy] <= 40
+    ]
+    assert [item["id"] for item in found] == expected
+    assert 0 < len(found) < len(server.world.collections[S2])
+    listed = call("Filter.listContains", leftValue=[tile], rightField="MGRS_TILE")
+    above = call("Filter.greaterThan", leftField=cloudy, rightValue=40)
+    clear = call("Filter.not", filter=above)
+    images = call(
+        "Collection.filter",
+        collection=call("ImageCollection.load", id=S2),
+        filter=call("Filter.and", filters={"arrayValue": {"values": [listed, clear]}}),
+    )
+    expected_list = call("Collection.toList", collection=images, count=500, offset=0)
+    assert unfolded(server.asked[0][1]["expression"]) == expected_list
+
+
 def test_the_whole_request_for_pixels(earth: Any, call: Any, unfolded: Any) -> None:
     server = earth()
     image = image_of(server)
