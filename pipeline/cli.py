@@ -37,6 +37,12 @@ app = typer.Typer(
 #: Exit codes of what is no error of ours: an interrupt (128 + SIGINT), and the system's refusals.
 INTERRUPTED, EDIT, TRY_AGAIN = 130, RecipeError.exit_code, TryAgain.exit_code
 
+#: What an installation for curation alone lacks, and the extra that brings it.
+_OF_EXTRAS = {
+    **dict.fromkeys(("torch", "torchvision", "timm", "safetensors", "sklearn"), "pretrain"),
+    "ee": "earthengine",
+}
+
 
 def _in_utc(value: datetime | None) -> datetime | None:
     """Dates on the command line are UTC, as all times are."""
@@ -558,6 +564,13 @@ def _explain(error: Exception) -> tuple[str, int]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
             return f"{text} Make room, then run the same command again to go on.", TRY_AGAIN
         return text, EDIT
+    package = (getattr(error, "name", None) or "").split(".")[0]
+    if isinstance(error, ModuleNotFoundError) and package in _OF_EXTRAS:
+        return (
+            f"this command needs the package {package}, which is not installed here; it comes with "
+            f"the extra `{_OF_EXTRAS[package]}`, and with all others in requirements/all.txt.",
+            EDIT,
+        )
     what = " ".join(str(error).split())[:300]
     return (
         f"this is a fault of the program: {type(error).__name__}: {what}. What is committed "

@@ -192,7 +192,12 @@ def load(store: ObjectStore, name: str, step: int | None = None) -> Model:
     if step is None:
         known = steps(store, name)
         if not known:
-            raise RecipeError(f"{store.url} has no model {name!r} with a complete checkpoint.")
+            there = sorted({key.split("/")[1] for key in store.list(layout.MODELS)})
+            others = [other for other in there if _NAME.fullmatch(other) and steps(store, other)]
+            raise RecipeError(
+                f"{store.url} has no model {name!r} with a complete checkpoint; `terrashard "
+                f"pretrain` makes it. There are: {', '.join(others) or '(none)'}."
+            )
         step = known[-1]
     key = layout.model(name, f"{_folder(step)}/model.json")
     try:

@@ -106,7 +106,7 @@ class Pretrain(Strict):
     accumulate: int = Field(default=1, ge=1)
     """Parts a device takes its share of a batch in, one after another, where memory is short. A
     method that compares the items of a batch compares those of a part."""
-    crop_px: int | None = None
+    crop_px: int | None = Field(default=None, ge=1)
     """Edge of the training crops; None: the whole patch."""
     patch_px: int = Field(default=4, ge=1)
     """Token edge of a ViT."""
@@ -240,7 +240,7 @@ class Evaluate(Strict):
     product: str | None = None
     """Image product whose windows are classified; None: the model's own. Another one that the model
     was trained on has its own standardisation; to a backbone of any sensor it may be new."""
-    window_px: int | None = None
+    window_px: int | None = Field(default=None, ge=1)
     """Edge of the classified windows in pixels of the image product; None: the whole patch."""
     min_label_fraction: float = Field(default=0.5, ge=0, le=1)
     """Least share of a window that its majority label must cover."""

@@ -249,9 +249,12 @@ def _resume(store: ObjectStore, model: Model, run: Run) -> None:
             free = {"threads", "checkpoint_every"}
             old, new = old.model_dump(exclude=free), new.model_dump(exclude=free)
         if old != new:
+            what = f"other {field}"
+            if field == "settings":
+                what = ", ".join(f"another `pretrain.{key}`" for key in old if old[key] != new[key])
             raise RecipeError(
-                f"model {model.name!r} in {store.url} was begun with another {field}; give this "
-                "run another name, or begin it anew."
+                f"model {model.name!r} in {store.url} was begun with {what}; give this run another "
+                "name (`--name`), or begin it anew (`--fresh`)."
             )
     run.restore(*checkpoint.load_state(store, found))
 

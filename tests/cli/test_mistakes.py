@@ -259,6 +259,19 @@ def test_what_the_system_refuses_is_said_with_the_name(recipe, tmp_path, capsys,
     assert "/somewhere: No space left on device. Make room" in err
 
 
+def test_a_package_of_an_extra_that_is_missing_is_named_with_it(recipe, tmp_path):
+    code = (
+        "import sys; sys.modules.update(torch=None, safetensors=None)\n"
+        f"from pipeline.cli import main; main(['pretrain', {str(recipe)!r}, '--root', 'root'])\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert ended.returncode == 2
+    assert re.search("needs the package (torch|safetensors), .* extra `pretrain`", ended.stderr)
+    assert ended.stderr.count("\n") == 1
+
+
 def test_a_fault_of_the_program_is_called_one(recipe, tmp_path, capsys, monkeypatch):
     def broken(*_: object) -> None:
         raise ZeroDivisionError("division by\nzero")
