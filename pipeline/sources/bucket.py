@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from threading import Lock
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -15,6 +16,10 @@ from pipeline.ports import Stat
 from pipeline.sources.providers import Provider
 from pipeline.sources.remote import Answer, named
 from pipeline.sources.signing import aws_credentials, how_to_get_in, required_credentials
+
+#: How obstore words an answer's status; and how S3 names an error.
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w{1,40})</Code>")
 
 
 class BucketDoor:
@@ -40,9 +45,12 @@ class BucketDoor:
             ) from error
         except (PermissionDeniedError, UnauthenticatedError) as error:
             cure = how_to_get_in(self._provider, parts.netloc)
-            raise GiveUp(f"{named(href)} may not be read: {cure}", failure="forbidden") from error
+            said = _said(str(error))
+            raise GiveUp(
+                f"{named(href)} may not be read{said}: {cure}", failure="forbidden"
+            ) from error
         except BaseError as error:
-            raise _passing(href, error) from error
+            raise _explained(href, error) from error
         meta = result.meta
         return Answer(data, Stat(int(meta["size"]), meta["e_tag"]))
 
@@ -77,15 +85,40 @@ class BucketDoor:
         )
 
 
-def _passing(href: str, error: BaseError) -> TryAgain:
-    """Return the class of a failure that obstore tells in words only."""
-    text = str(error).lower()
-    if "429" in text or "slowdown" in text or "too many requests" in text:
-        failure = "throttled"
-    elif "timed out" in text or "timeout" in text:
-        failure = "timeout"
-    elif "connect" in text or "dns" in text:
-        failure = "connection"
-    else:
-        failure = "server-error"
-    return TryAgain(f"{named(href)}: the bucket failed ({failure}).", failure=failure)
+def _explained(href: str, error: BaseError) -> TryAgain | GiveUp:
+    """Return what a failure is that obstore tells in words only: those of its first line, and below
+    them, for what went wrong on the way, those of the HTTP client."""
+    line, _, below = str(error).partition("\n\nDebug source")
+    what = f"{named(href)}{_said(line)}:"
+    if found := _STATUS.search(line):
+        return _of_status(what, int(found.group(1)))
+    if "without LOCATION" in line:
+        return GiveUp(
+            f"{named(href)}: the bucket is in another region than providers.toml says.",
+            failure="forbidden",
+        )
+    if "non-partial" in line:
+        return GiveUp(f"{named(href)}: a part was due, the whole came.", failure="corrupt")
+    if "body error" in line:
+        return TryAgain(f"{named(href)}: the answer was cut off.", failure="short-read")
+    if "timedout" in below.lower().replace(" ", ""):
+        return TryAgain(f"{named(href)}: no answer in time.", failure="timeout")
+    return TryAgain(f"{named(href)}: the connection failed.", failure="connection")
+
+
+def _of_status(what: str, status: int) -> TryAgain | GiveUp:
+    """Return what a status means that is neither a success nor a class of obstore's own."""
+    if status == 416:
+        return GiveUp(f"{what} is shorter than it was.", failure="changed")
+    if status in (408, 429) or status >= 500:
+        slow = status == 429 or "SlowDown" in what
+        failure = "throttled" if slow else "timeout" if status == 408 else "server-error"
+        return TryAgain(f"{what} status {status}.", failure=failure)
+    cure = "; the session of the keys is over: get new ones" if "ExpiredToken" in what else ""
+    return GiveUp(f"{what} status {status}{cure}.", failure="forbidden")
+
+
+def _said(line: str) -> str:
+    """Return the S3 code in an error's text, in brackets, or nothing."""
+    found = _CODE.search(line)
+    return f" ({found.group(1)})" if found else ""

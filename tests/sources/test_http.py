@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.transform import Affine
 
-from pipeline.errors import GiveUp, RecipeError, TerrashardError, TryAgain
+from pipeline.errors import PASSING, GiveUp, RecipeError, TerrashardError, TryAgain
 from pipeline.ports import ByteSource
 from pipeline.raster.blocks import open_asset
 from pipeline.raster.windows import Window
@@ -579,6 +579,49 @@ def test_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
         assert caught.value.failure == "refused"
     finally:
         service.stop()
+
+
+def s3_error(code: str) -> bytes:
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
+
+
+@pytest.mark.parametrize(
+    ("reply", "failure", "words"),
+    [
+        (status(400, s3_error("ExpiredToken")), "forbidden", "ExpiredToken.*session .* is over"),
+        (status(403, s3_error("RequestTimeTooSkewed")), "forbidden", "RequestTimeTooSkewed"),
+        (status(401), "forbidden", "TERRASHARD_TEST_USER"),
+        (status(405), "forbidden", "status 405"),
+        (status(301), "forbidden", "another region"),
+        (status(404), "gone", "is gone"),
+        (status(416), "changed", "shorter"),
+        (status(200, b"II*"), "corrupt", "the whole came"),
+        (status(503, s3_error("SlowDown")), "throttled", "SlowDown"),
+        (status(429), "throttled", "status 429"),
+        (status(500, s3_error("InternalError")), "server-error", "status 500"),
+        (reset, "connection", "connection failed"),
+        (silence, "timeout", "no answer in time"),
+    ],
+)
+def test_what_a_bucket_says_has_its_class(
+    server: _Server,
+    reply: Reply,
+    failure: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERRASHARD_TEST_USER", "my-key")
+    monkeypatch.setenv("TERRASHARD_TEST_PASSWORD", "my-secret")
+    server.always = reply
+    endpoint = server.href.rpartition("/")[0]
+    facts = {"schemes": ("s3",), "hosts": ("box",), "auth": "s3-keys", "s3_endpoint": endpoint}
+    source = open_source(_provider(**facts, timeout_s=0.4), attempts=1)
+    with pytest.raises((TryAgain, GiveUp), match=words) as caught:
+        source.stat("s3://box/a.tif")
+    assert caught.value.failure == failure
+    assert isinstance(caught.value, TryAgain) == (failure in PASSING)
+    assert str(caught.value).startswith("provider test: s3://box/a.tif")
+    assert "my-secret" not in str(caught.value)
 
 
 def test_a_reader_pays_for_the_buckets_that_ask_for_it_and_for_no_other(
