@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from pipeline.errors import GiveUp
 from pipeline.products.catalogue import Band, Product
-from pipeline.raster.radiometry import harmonise
+from pipeline.raster.radiometry import harmonise, recoded
 
 
 def _product(**facts: object) -> Product:
@@ -102,3 +102,21 @@ def test_the_delivered_array_is_left_alone() -> None:
     dn = np.array([[[0, 40000]]], np.uint16)
     harmonise(dn, product=SENTINEL_2, offset_add=-1000)
     assert dn.tolist() == [[[0, 40000]]]
+
+
+@given(
+    codes=st.dictionaries(st.integers(0, 999), st.integers(0, 255), min_size=1, max_size=20),
+    places=st.lists(st.integers(0, 10**6), min_size=1, max_size=20),
+)
+def test_a_provider_s_codes_become_the_product_s_and_no_data_stays(
+    codes: dict[int, int], places: list[int]
+) -> None:
+    table = {str(code): own for code, own in codes.items()}
+    known = [*codes, -128]
+    delivered = np.array([[known[place % len(known)] for place in places]])
+    expected = [[codes.get(code, -128) for code in delivered[0].tolist()]]
+    np.testing.assert_array_equal(recoded(delivered, table, -128, "map"), expected)
+    np.testing.assert_array_equal(recoded(delivered, {}, -128, "map"), delivered)
+    with pytest.raises(GiveUp, match="1000") as refusal:
+        recoded(np.array([1000]), table, -128, "map")
+    assert refusal.value.failure == "corrupt"
