@@ -149,8 +149,15 @@ class HttpDoor:
         )
 
     def _get_token(self, url: str, headers: dict[str, str]) -> httpx.Response:
+        """Ask for a signature."""
         with explained(url):
             response = self._client.get(url, headers=headers)
+        if 400 <= response.status_code < 500 and response.status_code not in (408, 425, 429):
+            cure = how_to_get_in(self._provider, urlsplit(url).hostname or "")
+            raise GiveUp(
+                f"{named(url)} gives no signature (status {response.status_code}): {cure}",
+                failure="forbidden",
+            )
         _refuse_status(url, response, self._provider)
         return response
 

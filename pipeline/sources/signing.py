@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from pipeline.errors import GiveUp, RecipeError
+from pipeline.errors import RecipeError, TryAgain
 from pipeline.sources.providers import Provider
 
 #: A token is renewed so long before it expires.
@@ -71,7 +71,10 @@ class PlanetaryComputer:
             expiry = datetime.fromisoformat(values["msft:expiry"])
             token = str(values["token"])
         except (ValueError, KeyError, TypeError) as error:
-            raise GiveUp(f"no token for {place} in the answer.", failure="forbidden") from error
+            raise TryAgain(
+                f"{self._settings.sas_url}/{place}: an answer came, and no signature in it.",
+                failure="server-error",
+            ) from error
         zoned = expiry if expiry.tzinfo else expiry.replace(tzinfo=UTC)
         return token, zoned.timestamp()
 

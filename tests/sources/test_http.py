@@ -520,6 +520,21 @@ def test_addresses_are_signed_when_they_are_read(
         assert signer.sign(href) == f"{href}?sig={next_one}", "one renewal for all threads"
 
 
+def test_a_signature_that_is_not_given_is_told_and_a_broken_answer_is_passing(
+    server: _Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PC_SDK_SAS_URL", server.href)
+    expiry = datetime(2999, 1, 1, tzinfo=UTC).isoformat()
+    good = json.dumps({"token": "sig=1", "msft:expiry": expiry}).encode()
+    server.script = [status(200, good[:30]), status(200, b"<html>"), status(200, good)]
+    assert _source(sign="planetary-computer").stat(server.href).size_bytes == len(DATA)
+    assert len(server.seen) == 4, "each broken answer was asked for again"
+    server.always = status(404)
+    with pytest.raises(GiveUp, match=r"gives no signature .*PC_SDK_SUBSCRIPTION_KEY") as caught:
+        _source(sign="planetary-computer").stat(server.href)
+    assert caught.value.failure == "forbidden"
+
+
 # --- files on disk, buckets --------------------------------------------------------------------
 
 
