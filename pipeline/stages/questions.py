@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from math import ceil
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,10 @@ from pipeline.stages.slots import is_wanted, slots_of
 #: Edge of the areas by which locations are grouped, in degrees: a year of Sentinel-2 over one is
 #: a few thousand items.
 _AREA_DEG = 5
+#: Longest span of one question around locations: a year, with days beside it for followers. Some
+#: catalogues stop after 5,000 or 10,000 items; a year of Sentinel-2 over an area is 3,000 to 7,000,
+#: and every cut costs another page that is not full.
+_LONGEST_DAYS = 400
 #: Edge of the areas in which a region is searched: a month of EnMAP's whole archive is 7,000 items.
 _REGION_DEG = 30
 _Box = tuple[float, float, float, float]
@@ -60,8 +64,8 @@ def queries(
     -------
     list of Query
         One for each area of 5 degrees that holds locations (its box shrunk to them) and each
-        calendar year of the wanted times; where a region is searched, one for each of its areas of
-        30 degrees and each month. A box never crosses the antimeridian. Folders and
+        year or so of the wanted times; where a region is searched, one for each of its areas of
+        30 degrees and each calendar month. A box never crosses the antimeridian. Folders and
         static catalogues cannot search and are read whole: one for each span of wanted times. A
         product that is not dated is asked for without times.
     """
@@ -75,8 +79,12 @@ def queries(
         [(None, None)] if product.temporal != "dated" else _spans(loaded, product_id)
     )
     if not whole:
-        months: Literal[1, 12] = 1 if locations is None else 12
-        spans = [piece for span in spans for piece in _pieces(*span, months)]
+        cut = _months if locations is None else _years
+        spans = [
+            piece
+            for start, end in spans
+            for piece in ([(None, None)] if start is None or end is None else cut(start, end))
+        ]
     boxes = _boxes(loaded, None if whole else locations, whole=whole)
     return [
         Query(product.id, facts.collection, box, *span, only=only, at_most=at_most)
@@ -136,22 +144,20 @@ def _spans(loaded: LoadedRecipe, product_id: str) -> list[_Span]:
     return list(merged)
 
 
-def _pieces(
-    start: datetime | None, end: datetime | None, months: Literal[1, 12]
-) -> Iterator[_Span]:
-    """Cut a span at the ends of calendar months or years.
-
-    Some catalogues stop after 5,000 or 10,000 results; a year of Sentinel-2 over an area is 3,000
-    to 7,000, and every cut costs another page that is not full.
-    """
-    if start is None or end is None:
-        yield start, end
-        return
+def _months(start: datetime, end: datetime) -> Iterator[_Span]:
+    """Cut a span at the ends of calendar months."""
     while start < end:
-        first = datetime(start.year, 1 if months == 12 else start.month, 1, tzinfo=UTC)
-        after = min(end, (first + timedelta(days=31 * months)).replace(day=1))
+        first = datetime(start.year, start.month, 1, tzinfo=UTC)
+        after = min(end, (first + timedelta(days=31)).replace(day=1))
         yield start, after
         start = after
+
+
+def _years(start: datetime, end: datetime) -> Iterator[_Span]:
+    """Cut a span into as few equal pieces as are not longer than `_LONGEST_DAYS`."""
+    count = ceil((end - start) / timedelta(days=_LONGEST_DAYS))
+    ends = [start + timedelta(days=(end - start).days * k // count) for k in range(count)]
+    yield from itertools.pairwise([*ends, end])
 
 
 def _boxes(

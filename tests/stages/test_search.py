@@ -402,11 +402,18 @@ def test_queries_cover_every_location_and_moment_and_are_few(seed: int, count: i
     assert all(a[1] == b[0] for a, b in pairwise(spans))
 
 
-def test_years_are_asked_apart_around_locations_and_months_over_regions() -> None:
+@pytest.mark.parametrize(("years", "pieces"), [(1, 1), (2, 2), (3, 3)])
+def test_years_are_asked_apart_around_locations(years: int, pieces: int) -> None:
+    slots = {"kind": "all", "start": date(2020, 12, 1), "end": date(2020 + years, 12, 1)}
+    around = queries(recipe(slots), "enmap-l2a", table_of(np.array([[10.0, 50.0]])))
+    spans = [(query.start, query.end) for query in around if query.start and query.end]
+    assert len(spans) == pieces
+    assert all(before[1] == after[0] for before, after in pairwise(spans))
+    assert {end - start < timedelta(days=367) for start, end in spans} == {True}
+
+
+def test_months_are_asked_apart_over_regions() -> None:
     winter = {"kind": "seasons", "start": date(2020, 12, 1), "end": date(2021, 3, 1)}
-    around = queries(recipe(winter), "enmap-l2a", table_of(np.array([[10.0, 50.0]])))
-    new_year = datetime(2021, 1, 1, tzinfo=UTC)
-    assert [query.end == new_year for query in around] == [True, False]
     world = queries(recipe(winter), "enmap-l2a", None)
     boxes = {query.bbox for query in world if query.bbox is not None}
     assert (len(boxes), len(world)) == (72, 72 * 3)
