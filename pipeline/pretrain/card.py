@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ def card(model: Model) -> str:
         if settings.transductive
         else "the training part alone"
     )
-    fill = "not a number" if model.fill is None else f"{model.fill:g}"
     return f"""---
 library_name: timm
 pipeline_tag: image-feature-extraction
@@ -42,7 +42,7 @@ measures it beside baselines.
 | | |
 |---|---|
 | backbone | {shape.backbone}, {shape.image_px} x {shape.image_px} pixels{_tokens(model)} |
-| method | {settings.method}, seed {settings.seed} |
+| method | {_method(model)} |
 | trained for | {model.step} of {settings.steps} steps, {settings.batch_size} items in each |
 | data set | {model.dataset}, version {model.version}, {seen} |
 | digest of the data | `{model.digest}` |
@@ -52,11 +52,7 @@ measures it beside baselines.
 
 {len(model.bands)} bands in this order: {_bands(model)}.
 
-Values as stored in the data set, standardised band by band with {_moments(model)},
-`(value - mean) / std`; what was never seen (stored as {fill}) becomes 0. Mean and
-deviation are in `model.json` beside a checkpoint and under `terrashard` in the `config.json` of an
-export. Images of another size are brought to {shape.image_px} pixels. Another standardisation or
-size costs accuracy.
+{_standardised(model)}
 {_others(model)}{_origin(model)}
 ## Terms
 
@@ -75,10 +71,26 @@ def _tokens(model: Model) -> str:
     return f", tokens of {model.shape.patch_px} pixels" if family.startswith("vit") else ""
 
 
-def _moments(model: Model) -> str:
+def _standardised(model: Model) -> str:
+    fill = "not a number" if model.fill is None else f"{model.fill:g}"
+    moments = "the mean and deviation of its training part"
     if model.origin is not None and model.origin.ranges is not None:
-        return "the least value, as mean, and the range, as deviation, of its first training"
-    return "the mean and deviation of its training part"
+        moments = "the value that stood for 0 when it was released, and the width from there to 1"
+    return textwrap.fill(
+        f"Values as stored in the data set, standardised band by band with {moments}, "
+        f"`(value - mean) / std`; what was never seen (stored as {fill}) becomes 0. Both are in "
+        "`model.json` beside a checkpoint and under `terrashard` in the `config.json` of an export."
+        f" Images of another size are brought to {model.shape.image_px} pixels. Another "
+        "standardisation or size costs accuracy.",
+        100,
+    )
+
+
+def _method(model: Model) -> str:
+    settings = model.settings
+    if not settings.steps:
+        return "as released, not trained here"
+    return f"{settings.method}, seed {settings.seed}"
 
 
 def _others(model: Model) -> str:
@@ -93,10 +105,11 @@ def _others(model: Model) -> str:
 def _origin(model: Model) -> str:
     if model.origin is None:
         return ""
-    return (
-        f"\nIt began with released weights: {model.origin.file} ({model.origin.layout}, sha256 "
-        f"`{model.origin.sha256}`), which have terms of their own.\n"
+    text = (
+        f"It began with released weights, which have terms of their own: {model.origin.file} "
+        f"({model.origin.layout}), sha256 `{model.origin.sha256}`."
     )
+    return f"\n{textwrap.fill(text, 100)}\n"
 
 
 def _bands(own: Model | Input) -> str:

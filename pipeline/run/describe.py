@@ -157,7 +157,10 @@ def model_name(loaded: LoadedRecipe, dataset: Dataset) -> str:
     values = [product_of(loaded), shown]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     number = dataset.version.number
-    return f"{settings.method}-{settings.backbone}-v{number}-{digest[:6]}".replace("_", "-")
+    what: str = settings.method
+    if settings.weights is not None and not settings.steps:
+        what = settings.weights.layout
+    return f"{what}-{settings.backbone}-v{number}-{digest[:6]}".replace("_", "-")
 
 
 def released_of(loaded: LoadedRecipe, dataset: Dataset) -> Released | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain import checkpoint
+from pipeline.pretrain.card import card
 from pipeline.pretrain.released import LAYOUTS, SENTINEL_2, read_released
 from pipeline.recipe import load_recipe
 from pipeline.run.embed import run_embed
@@ -335,6 +336,10 @@ def test_released_weights_are_a_model_of_the_root_without_a_step(folder):
     assert (model.mean, model.std) == ((0.0,) * 3, (10_000.0,) * 3), "reflectance from 0 to 1"
     assert model.origin.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert str(folder) not in model.model_dump_json()
+    assert report.model.startswith("torchgeo-ssl4eo-s12-resnet18-v1-")
+    text = card(model)
+    assert "as released, not trained here" in text
+    assert model.origin.sha256 in text
     assert run_pretrain(loaded, store, device="cpu").model == report.model
 
     found = run_embed(loaded, store, device="cpu")
