@@ -142,3 +142,51 @@ def test_two_encoders_of_any_sensor_begin_with_a_product_each(folder, root):
 def test_what_cannot_be_mixed_is_refused(folder, root, pretrain, backbone, message):
     with pytest.raises(RecipeError, match=message):
         run_pretrain(recipe(folder, pretrain, backbone), root, device="cpu")
+
+
+LABELLED = """
+name = "labelled"
+sample = { strategy = "grid", region = [15.0, 51.0, 15.1, 51.1] }
+cell = { lattice = "s2r10", size_px = 48 }
+slots = { kind = "months", start = 2023-04-01, end = 2023-05-01 }
+split = { block_km = 1, train = 0.5, val = 0.5, test = 0.0 }
+
+[[product]]
+id = "sentinel-2-l2a"
+provider = "simulated"
+bands = ["B04", "B08", "B11"]
+
+[[product]]
+id = "landsat-oli-sr"
+provider = "simulated"
+
+[[product]]
+id = "simulated-labels"
+provider = "simulated"
+
+[pretrain]
+backbone = "wave_vit_tiny"
+more_products = ["landsat-oli-sr"]
+batch_size = 4
+patch_px = 8
+crop_px = 16
+queue = 8
+steps = 4
+health_every = 1
+knn_every = 1
+
+[evaluate]
+labels = "simulated-labels"
+window_px = 24
+min_label_fraction = 0.3
+"""
+
+
+def test_features_are_checked_on_the_models_own_product_whatever_the_batch_was_of(tmp_path):
+    (tmp_path / "recipe.toml").write_text(LABELLED)
+    loaded, store = load_recipe(tmp_path / "recipe.toml"), open_store(tmp_path / "root")
+    simulate_shards(store, loaded, locations=24)
+    report = run_pretrain(loaded, store, device="cpu")
+    log = store.get(f"models/{report.model}/step-00000004/log.csv").decode().splitlines()
+    assert all(0 <= float(line.rsplit(",", 1)[1]) <= 1 for line in log[1:])
+    assert len(log) == 5
