@@ -10,7 +10,6 @@ from pipeline.ports import ObjectStore
 from pipeline.recipe import Grid, LoadedRecipe, Scenes, Uniform, load_recipe
 from pipeline.run.publish import run_publish
 from pipeline.simulate.shards import ShardsReport, write_shards
-from pipeline.simulate.shelves import STANDS_FOR
 from pipeline.stages.slots import slots_of
 from pipeline.store.objects import open_store
 from pipeline.watch.progress import Progress
@@ -55,14 +54,16 @@ def run_simulate(
         made = simulate_shards(open_store(folder), loaded, locations=shards, seed=seed)
         progress.advance(shards)
         return made
+    # Scenes need geospatial libraries, which shards do not.
+    from pipeline.simulate.archive import make_archive
+    from pipeline.simulate.shelves import STANDS_FOR
+
     products = [
         STANDS_FOR.get(key, key)
         for key, wish in loaded.wishes.items()
         if {"simulated", "earth-engine"} & set(wish.providers)
     ]
     slots = slots_of(loaded.recipe.slots, settling_days=0, cutoff=None)
-    from pipeline.simulate.archive import make_archive
-
     progress.start("simulate scenes")
     return make_archive(
         Path(folder),

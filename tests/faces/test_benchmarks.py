@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.features import paired, shuffled
-from benchmarks.gpu import NEEDS, methods
+from benchmarks.gpu import LAST_END_S, NEEDS, limited, methods
 from pipeline.pretrain.batches import Stored
 
 REPO = Path(__file__).resolve().parents[2]
@@ -53,6 +55,17 @@ def test_it_runs_where_geospatial_libraries_are_missing():
 def test_every_method_of_the_recipe_is_measured():
     assert {"moco", "dino", "mae", "barlow", "decur", "paws"} <= set(methods())
     assert set(NEEDS) <= set(methods())
+
+
+def test_what_takes_too_long_is_broken_off_and_nothing_else():
+    began_s = time.monotonic()
+    with pytest.raises(TimeoutError, match="out of time"), limited(0.05):
+        time.sleep(20)
+    assert time.monotonic() - began_s < 10
+    with limited(60):
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert LAST_END_S < 9 * 60
 
 
 def test_shuffling_keeps_every_spectrum_and_moves_it_with_its_mask():

@@ -6,8 +6,10 @@ where they are hidden, what its teacher, a moving average of itself, makes of th
 mean of the outputs of the upper half of its blocks. For Earth observation: SSL4EO-S12
 (arXiv 2211.07044).
 
-Positions are fixed sines, as everywhere here, instead of the biases shared between blocks, and
-there is no layer scale: a ViT of this project is the same for every method.
+Positions are fixed sines, as everywhere here, instead of the biases of attention that all blocks
+share there, and there is no layer scale: a ViT of this project is the same for every method. The
+biases would be part of the encoder, which could then no longer be exported as timm's plain ViT, and
+would be bound to one number of tokens.
 """
 
 from __future__ import annotations
