@@ -9,7 +9,7 @@ The map of the house. Each floor imports only the floors below it (checked by `m
     simulate     a simulated archive: scenes, STAC API, file server, shards without scenes
     task         what one worker does with one shard: read, decide, write
     stages       the corridor, pure: sample, search, plan, extract, publish (tables in, tables out)
-    sources      door to the network and to other people's folders: http, s3, stac, Earth Engine, local
+    sources      door to the network and to others' folders: http, s3, stac, Earth Engine, local
     engine       door to the machines: serial, dask
     store        door to the disk: objects, layout, tables, shard, commit, ledger, reader
     watch        progress: live bars on a terminal, log lines elsewhere
@@ -41,7 +41,7 @@ writing in `sources` and `store`, and the order of things in `run`. So::
     a probe, a baseline         evaluate/
     a command                   its words in cli.py, its work in run/<command>.py
 
-To follow a command, read `run/<command>.py` (what is read and written, in which order), then the file
+To follow a command, read `run/<command>.py` (what is read and written, in order), then the file
 of that name in `stages` (what is decided, and why); what a worker does begins in `task/shard.py`.
 Tests lie in the folder of the same name under `tests`.
 """

@@ -121,7 +121,7 @@ def test_a_name_belongs_to_one_run_unless_it_is_begun_anew(published):
     short = {**RECIPE, "steps": 1, "checkpoint_every": 1}
     run_pretrain(published.recipe(pretrain=short), published.store, name="mine")
     other = published.recipe(pretrain={**short, "temperature": 0.1})
-    with pytest.raises(RecipeError, match="another `pretrain.temperature`"):
+    with pytest.raises(RecipeError, match=r"another `pretrain.temperature`"):
         run_pretrain(other, published.store, name="mine")
     anew = run_pretrain(other, published.store, name="mine", resume=False)
     assert anew.resumed_from == 0
