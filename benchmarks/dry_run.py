@@ -241,8 +241,10 @@ def plan_table(name: str, url: str, folder: Path, cut: Cut) -> None:
     loaded, store = load_recipe(recipe), open_store(str(root))
     if 'path = "labels"' in recipe.read_text() and not (folder / "labels").exists():
         write_maps(folder / "labels")
-    if not (root / "locations").exists():
-        spend(["sample", str(recipe), "--root", str(root)])
+    sample = ["sample", str(recipe), "--root", str(root)]
+    after_search = loaded.stages()[0] == "search"
+    if not after_search and not (root / "locations").exists():
+        spend(sample)
     locations = locations_of(loaded, store)
     for product, wish in loaded.wishes.items():
         provider = wish.providers[0]
@@ -254,6 +256,8 @@ def plan_table(name: str, url: str, folder: Path, cut: Cut) -> None:
             rows = Answers(loaded, product, provider).rows(asked)
             found = [row for row in rows if isinstance(row, Scene)]
             append(store, SCENES, from_rows(found, Scene), Scene)
+    if after_search:
+        spend(sample)
     plan = spend(["plan", str(recipe), "--root", str(root), "--dry-run"])
     print(f"\n### {name}, plan\n\n| what | figure |\n|---|---|")
     print(f"| locations | {rows_of(root, 'locations'):,} |")
