@@ -22,21 +22,35 @@ from airflow.sdk import DAG, task
 
 from pipeline.errors import RecipeError, TerrashardError
 from pipeline.recipe import LoadedRecipe, load_recipe
+from pipeline.stages.complete import to_complete
 
 RECIPES = Path(os.environ.get("TERRASHARD_RECIPES", Path(__file__).parent.parent / "recipes"))
 ROOTS = os.environ.get("TERRASHARD_ROOTS", "data")
 SCHEDULER = os.environ.get("TERRASHARD_SCHEDULER")
 TRY_AGAIN = 75
+#: Task that draws and builds further places until enough are complete.
+ROUNDS = "rounds"
 
 
 def command(stage: str, recipe: Path, name: str, cutoff: str) -> list[str]:
     """Return the command line of one stage."""
     words = ["terrashard", stage, str(recipe), "--root", f"{ROOTS}/{name}"]
-    if stage == "plan":
+    if stage == ROUNDS:
+        words[1] = "run"
+        words += ["--until", "extract"]
+    if stage in ("plan", ROUNDS):
         words += ["--cutoff", cutoff]
-    if stage == "extract" and SCHEDULER:
+    if stage in ("extract", ROUNDS) and SCHEDULER:
         words += ["--scheduler", SCHEDULER]
     return words
+
+
+def stages_of(loaded: LoadedRecipe) -> list[str]:
+    """Return the recipe's stages; where places must be complete, more rounds follow `extract`."""
+    stages = list(loaded.stages())
+    if to_complete(loaded):
+        stages.insert(stages.index("extract") + 1, ROUNDS)
+    return stages
 
 
 def run_stage(words: list[str]) -> None:
@@ -71,7 +85,7 @@ def dag_of(path: Path, loaded: LoadedRecipe) -> DAG:
         tags=["terrashard"],
     ) as dag:
         before = None
-        for stage in loaded.stages():
+        for stage in stages_of(loaded):
 
             @task(task_id=stage)
             def run_one(words: list[str]) -> None:

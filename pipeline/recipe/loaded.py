@@ -17,6 +17,10 @@ from pipeline.products.catalogue import Lattice, Product, lattice, load_product
 from pipeline.products.explain import explain
 from pipeline.recipe.fields import ProductWish, Recipe, Scenes
 
+#: What a product file says besides what its pixels are. Who serves them where may change: a plan
+#: holds the addresses that were found.
+_NOT_PIXELS = {"title", "sources", "colours", "providers", "bands_csv"}
+
 
 class LoadedRecipe:
     """A recipe with its product files and folder: what the code works with.
@@ -35,7 +39,8 @@ class LoadedRecipe:
     folder : Path
         Where relative paths of the recipe start.
     identity : str
-        sha256 (hex) of the identity fields and of the product files: frozen for a root.
+        sha256 (hex) of the identity fields, those of the product files among them: frozen for a
+        root.
     """
 
     def __init__(
@@ -60,7 +65,7 @@ class LoadedRecipe:
             if wish.compare_with is not None
         }
         self.lattice: Lattice = lattice(recipe.cell.lattice)
-        self.identity = _identity(recipe, self.products)
+        self.identity = _identity(self.frozen())
         _check_training(recipe, self.products)
         tiled = recipe.sample.product if isinstance(recipe.sample, Scenes) else None
         if tiled is not None and self.products[rename[tiled]].warp is not None:
@@ -97,8 +102,8 @@ class LoadedRecipe:
         return self.recipe.name
 
     def frozen(self) -> dict[str, Any]:
-        """Return the recipe's identity fields as JSON values: what may not change in a root."""
-        return _frozen(self.recipe)
+        """Return the identity fields as JSON values: what may not change in a root."""
+        return _frozen(self.recipe, self.products)
 
     @property
     def cell_m(self) -> float:
@@ -237,20 +242,19 @@ def _check_training(recipe: Recipe, products: dict[str, Product]) -> None:
             )
 
 
-def _frozen(recipe: Recipe) -> dict[str, Any]:
+def _frozen(recipe: Recipe, products: dict[str, Product]) -> dict[str, Any]:
     values = _without_extent(recipe)
     for key in ("description", "pretrain", "evaluate"):
         values.pop(key, None)
+    values["products"] = {
+        key: product.model_dump(mode="json", exclude=_NOT_PIXELS)
+        for key, product in products.items()
+    }
     return values
 
 
-def _identity(recipe: Recipe, products: dict[str, Product]) -> str:
-    values = _frozen(recipe)
-    values["products"] = {
-        key: product.model_dump(mode="json", exclude={"bands_csv"})
-        for key, product in products.items()
-    }
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+def _identity(frozen: dict[str, Any]) -> str:
+    text = json.dumps(frozen, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

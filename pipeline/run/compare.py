@@ -45,10 +45,12 @@ def run_compare(loaded: LoadedRecipe, store: ObjectStore) -> Comparison:
     ------
     RecipeError
         The root is another recipe's, it has no locations yet, or a provider is not known.
+    TryAgain, GiveUp
+        None of them could be asked.
     """
     is_claimed(store, loaded)
     locations = locations_of(loaded, store)
-    result = Comparison()
+    result, errors = Comparison(), list[TryAgain | GiveUp]()
     for product in loaded.products:
         found: dict[str, list[Scene]] = {}
         months: set[str] = set()
@@ -62,11 +64,16 @@ def run_compare(loaded: LoadedRecipe, store: ObjectStore) -> Comparison:
                     found[name] = [row for row in rows if isinstance(row, Scene)]
                     result.requests += answers.requests
             except (TryAgain, GiveUp) as error:
+                errors.append(error)
                 result.silent.append(f"{product}: {error}")
         tally = Tally(product, tuple(found))
         for scene in (scene for scenes in found.values() for scene in scenes):
             tally.add(scene)
         result.gaps += tally.gaps(sorted(months))
+    if errors and not result.gaps:
+        passing = any(isinstance(error, TryAgain) for error in errors)
+        why = f"nobody could be asked: {' '.join(result.silent)}"
+        raise (TryAgain if passing else GiveUp)(why, failure=errors[0].failure)
     return result
 
 

@@ -204,7 +204,7 @@ def is_claimed(store: ObjectStore, loaded: LoadedRecipe) -> bool:
         )
     if found.get("identity") != loaded.identity:
         differences = _differences(found.get("recipe"), json.loads(dump_json(loaded.frozen())))
-        what = "; ".join(differences[:5]) or "a product file is not what it was"
+        what = "; ".join(differences[:5])
         raise RecipeError(
             f"{store.url} belongs to the data set {found.get('name')!r}, which is not what recipe "
             f"{loaded.name!r} describes: {what}. Products, cell, lattice, seed and rules are "

@@ -94,11 +94,15 @@ def test_airflow_loads_one_dag_per_recipe(tmp_path, monkeypatch):
     (tmp_path / "demo.toml").write_text((REPO / "pipeline/recipes/demo.toml").read_text())
     (tmp_path / "twin of demo.toml").write_text((tmp_path / "demo.toml").read_text())
     (tmp_path / "broken.toml").write_text("name = 1\n")
+    whole = (REPO / "pipeline/recipes/ssl4eo-s12.toml").read_text()
+    (tmp_path / "whole.toml").write_text(whole)
     monkeypatch.setenv("TERRASHARD_RECIPES", str(tmp_path))
     spec = importlib.util.spec_from_file_location("dag", REPO / "dags" / "terrashard_recipes.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert next(task.task_id for task in module.terrashard_demo.topological_sort()) == "sample"
+    names = [task.task_id for task in vars(module)["terrashard_ssl4eo-s12"].topological_sort()]
+    assert names[names.index("extract") :][:3] == ["extract", "rounds", "publish"]
     assert "broken" in module.terrashard_broken_broken.tags
     twin = vars(module)["terrashard_broken_twin-of-demo"]
     assert "demo.toml has the `name` 'demo' too" in twin.description
