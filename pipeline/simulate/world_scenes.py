@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.ports import Query
 from pipeline.raster.zones import Floats, Ints
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Scene
+from pipeline.simulate.catalogue import HABITS, PLAIN
 from pipeline.simulate.survey import EPOCH
 from pipeline.simulate.world_items import Collection, Items, identity, still_scene, survey_of
 from pipeline.stages.questions import facts_of
@@ -37,6 +39,8 @@ def scene_tables(
     makes of them: planning reads neither.
     """
     collection = Collection(provider, facts_of(loaded.products[product], provider).collection)
+    if not HABITS.get(provider, PLAIN).filters:
+        asked = [replace(query, only=(), at_most=()) for query in asked]
     parts = [_answer(collection, query) for query in asked]
     found = Items(
         np.concatenate([part.place for part in parts]),

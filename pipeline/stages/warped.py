@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import shapely
@@ -37,31 +39,42 @@ def in_zones(outlines: pa.Array) -> tuple[Ints, Ints, Floats, pa.Array]:
     """
     shapes = shapely.from_wkb(outlines.to_numpy(zero_copy_only=False))
     tree = shapely.STRtree(shapes)
-    parts: list[tuple[int, int, Floats, shapely.Geometry]] = []
+    scenes, zones, bounds, parts = [], [], [], []
     for zone in range(1, 61):
         for strip in _strips(zone):
-            for scene in np.sort(tree.query(strip, predicate="intersects")).tolist():
-                part = _ground(shapely.intersection(shapes[scene], strip))
-                if part.is_empty:
-                    continue
-                lon, lat = shapely.get_coordinates(part).T
-                x, n = to_plane(lon, lat, np.full(len(lon), zone))
-                bounds = np.array([x.min(), n.min(), x.max(), n.max()])
-                parts.append((scene, zone, bounds, part))
+            scene = np.sort(tree.query(strip, predicate="intersects"))
+            part = _ground(shapely.intersection(shapes[scene], strip))
+            there = ~shapely.is_empty(part)
+            scene, part = scene[there], part[there]
+            scenes.append(scene)
+            zones.append(np.full(len(scene), zone))
+            bounds.append(_bounds(part, zone))
+            parts.append(part)
+    which, number, part = (np.concatenate(column) for column in (scenes, zones, parts))
     # By scene, as a shortlist is sorted.
-    parts.sort(key=lambda entry: entry[:2])
-    return (
-        np.array([entry[0] for entry in parts], dtype=np.int64),
-        np.array([entry[1] for entry in parts], dtype=np.int64),
-        np.array([entry[2] for entry in parts], dtype=np.float64).reshape(-1, 4),
-        pa.array([shapely.to_wkb(entry[3]) for entry in parts], pa.large_binary()),
-    )
+    order = np.argsort(which, kind="stable")
+    wkb = pa.array(shapely.to_wkb(part[order]), pa.large_binary())
+    return which[order], number[order], np.concatenate(bounds)[order], wkb
 
 
-def _ground(shape: shapely.Geometry) -> shapely.Geometry:
-    """Return the polygons of what a cut has left, with many corners."""
-    polygons = [part for part in shapely.get_parts(shape) if part.geom_type == "Polygon"]
-    return shapely.segmentize(shapely.MultiPolygon(polygons), _STEP_DEG)
+def _ground(shapes: Any) -> Any:
+    """Return the polygons of what cuts have left, with many corners."""
+    parts, owner = shapely.get_parts(shapes, return_index=True)
+    polygons = shapely.get_type_id(parts) == int(shapely.GeometryType.POLYGON)
+    left = np.full(len(shapes), shapely.MultiPolygon(), dtype=object)
+    left = shapely.multipolygons(parts[polygons], indices=owner[polygons], out=left)
+    return shapely.segmentize(left, _STEP_DEG)
+
+
+def _bounds(parts: Any, zone: int) -> Floats:
+    """Return the bounds of shapes that are not empty in the plane of a zone: shape (part, 4)."""
+    lonlat, owner = shapely.get_coordinates(parts, return_index=True)
+    x, n = to_plane(lonlat[:, 0], lonlat[:, 1], np.full(len(lonlat), zone))
+    first = np.searchsorted(owner, np.arange(len(parts)))
+    if not len(first):
+        return np.empty((0, 4))
+    low, high = np.minimum.reduceat, np.maximum.reduceat
+    return np.stack([low(x, first), low(n, first), high(x, first), high(n, first)], axis=1)
 
 
 def _strips(zone: int) -> list[shapely.Geometry]:
