@@ -12,7 +12,7 @@ from pipeline.run.plan import run_plan
 from pipeline.run.sample import run_sample
 from pipeline.run.search import run_search
 from pipeline.run.simulate import run_simulate
-from pipeline.simulate.server import ArchiveServer
+from pipeline.simulate.service.server import ArchiveServer
 from pipeline.store.objects import open_store
 from pipeline.watch.progress import Progress
 

@@ -31,7 +31,7 @@ from pipeline.raster.blocks import open_asset
 from pipeline.raster.lattice import Window
 from pipeline.raster.masks import FILL, decode, fractions
 from pipeline.raster.thresholds import classify
-from pipeline.sources.http import open_source
+from pipeline.sources.bytes.http import open_source
 from pipeline.sources.providers import load_provider
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"

@@ -2,10 +2,10 @@
 
     python benchmarks/dry_run.py [RECIPE ...] [--folder DIR] [--count N] [--end DATE]
 
-The catalogue (`pipeline.simulate.world`) has every scene of the land that the satellites could have
-taken and is asked over loopback HTTP, in a process of its own, page by page, at the rates that the
-recipes' providers are asked at. Each command runs in a process of its own too. Maps of land cover
-are files of the right size without content.
+The catalogue (`pipeline.simulate.world.catalogue`) has every scene of the land that the satellites
+could have taken and is asked over loopback HTTP, in a process of its own, page by page, at the
+rates that the recipes' providers are asked at. Each command runs in a process of its own too. Maps
+of land cover are files of the right size without content.
 
 A recipe runs at its full size unless an option cuts it. With `--calls` only the calls are counted:
 the client asks and pages as ever, but pages hold little more than the ids of items. With `--table`
@@ -33,11 +33,11 @@ import rasterio
 from pipeline.recipe import load_recipe
 from pipeline.records import Scene
 from pipeline.run.search import Answers, locations_of
-from pipeline.simulate.world import WorldServer
-from pipeline.simulate.world_scenes import scene_tables
+from pipeline.simulate.world.catalogue import WorldServer
+from pipeline.simulate.world.scenes import scene_tables
 from pipeline.sources.providers import provider_of
-from pipeline.sources.stac import Catalogue
-from pipeline.stages.questions import queries
+from pipeline.sources.stac.catalogue import Catalogue
+from pipeline.stages.search.questions import queries
 from pipeline.store.layout import SCENES
 from pipeline.store.objects import open_store
 from pipeline.store.tables import append, from_rows

@@ -47,10 +47,10 @@ from pipeline.evaluate.features import (
 )
 from pipeline.evaluate.probes import Parts, accuracy, knn, linear
 from pipeline.evaluate.windows import PARTS, Windows, check_parts, cut_windows
-from pipeline.pretrain.backbones import RESNETS, EncoderShape, build_encoder
-from pipeline.pretrain.batches import Batch, Stored
-from pipeline.pretrain.normalise import Normaliser
-from pipeline.pretrain.order import Picks, times_or_views
+from pipeline.pretrain.data.batches import Batch, Stored
+from pipeline.pretrain.data.normalise import Normaliser
+from pipeline.pretrain.data.order import Picks, times_or_views
+from pipeline.pretrain.encoders.backbones import RESNETS, EncoderShape, build_encoder
 from pipeline.pretrain.train import build_run, choose_device, train
 from pipeline.recipe import LoadedRecipe, Pretrain, load_recipe
 from pipeline.run.simulate import simulate_shards

@@ -45,7 +45,7 @@ from pipeline.raster.blocks import open_asset
 from pipeline.raster.windows import Window
 from pipeline.records import Scene, Unusable
 from pipeline.sources.providers import check_href, load_provider, providers
-from pipeline.stages.search import normalise
+from pipeline.stages.search.normalise import normalise
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "stac"
 HANG_S = 20.0

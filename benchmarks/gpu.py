@@ -34,12 +34,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.pretrain import checkpoint
-from pipeline.pretrain.backbones import EncoderShape
-from pipeline.pretrain.batches import Batch, stream
+from pipeline.pretrain.data.batches import Batch, stream
+from pipeline.pretrain.data.normalise import Normaliser
+from pipeline.pretrain.data.order import times_or_views
+from pipeline.pretrain.encoders.backbones import EncoderShape
+from pipeline.pretrain.encoders.spectral import SpectralAdapter
 from pipeline.pretrain.logs import Meter, Rates
-from pipeline.pretrain.normalise import Normaliser
-from pipeline.pretrain.order import times_or_views
-from pipeline.pretrain.spectral import SpectralAdapter
 from pipeline.pretrain.train import Run, build_run, train
 from pipeline.recipe import LoadedRecipe, Pretrain, Recipe
 from pipeline.run.pretrain import run_pretrain
@@ -412,8 +412,8 @@ def _forward_backward(
 def _byte_bound_s(image: Tensor, device: torch.device) -> float:
     """Return how long it takes to move what the adapter must, at the rate of a plain copy.
 
-    `pipeline.pretrain.spectral_rows` keeps 1,232 values a pixel of 202 bands for the backward pass:
-    each is written and read once, in two bytes.
+    `pipeline.pretrain.encoders.spectral_rows` keeps 1,232 values a pixel of 202 bands for the
+    backward pass: each is written and read once, in two bytes.
     """
     block = torch.empty(256 * 2**20 if device.type == "cuda" else 2**20, device=device)
     other = torch.empty_like(block)

@@ -173,8 +173,8 @@ def decoding_s(bound: Callable[[], Iterator[int]]) -> float:
 
 def paced_rate(reader: PatchReader, step_s: float) -> float:
     """Return samples per second of the whole loader, taken by steps of so many seconds."""
-    from pipeline.pretrain.batches import AHEAD, stream
-    from pipeline.pretrain.order import times_or_views
+    from pipeline.pretrain.data.batches import AHEAD, stream
+    from pipeline.pretrain.data.order import times_or_views
 
     readers, first = {reader.product: reader}, AHEAD + 1
     picks = times_or_views(readers, views=1, times=False, batch_size=BATCH, seed=0)

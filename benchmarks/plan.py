@@ -184,7 +184,7 @@ def write_locations(path: Path, count: int) -> None:
 
 def measure(folder: Path) -> dict[str, float]:
     """Read the tables, plan, and return what it took."""
-    from pipeline.stages.plan import plan
+    from pipeline.stages.plan.plan import plan
 
     loaded = LoadedRecipe(RECIPE, folder)
     begun = time.perf_counter()

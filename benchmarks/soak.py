@@ -39,9 +39,9 @@ from pipeline.run.retry import run_retry
 from pipeline.run.sample import run_sample
 from pipeline.run.search import run_search
 from pipeline.simulate.archive import make_archive
-from pipeline.simulate.faults import Fault, Faults
-from pipeline.simulate.orbits import SMALL
-from pipeline.simulate.server import ArchiveServer
+from pipeline.simulate.delivery.orbits import SMALL
+from pipeline.simulate.service.faults import Fault, Faults
+from pipeline.simulate.service.server import ArchiveServer
 from pipeline.sources.providers import providers
 from pipeline.store import layout
 from pipeline.store.commit import newest, read_commit
@@ -201,8 +201,8 @@ def hurried() -> Iterator[None]:
         mock.patch.dict(providers(), {"simulated": quick}),
         mock.patch("pipeline.sources.limits.FIRST_PAUSE_S", PAUSE_S),
         mock.patch("pipeline.sources.limits.FAILURES_IN_A_ROW", FAILURES_IN_A_ROW),
-        mock.patch("pipeline.sources.stac_io._LONGEST_PAUSE_S", PAUSE_S),
-        mock.patch("pipeline.sources.stac_io.FIRST_PAUSE_S", PAUSE_S),
+        mock.patch("pipeline.sources.stac.io._LONGEST_PAUSE_S", PAUSE_S),
+        mock.patch("pipeline.sources.stac.io.FIRST_PAUSE_S", PAUSE_S),
     ):
         yield
 

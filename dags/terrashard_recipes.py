@@ -22,7 +22,7 @@ from airflow.sdk import DAG, task
 
 from pipeline.errors import RecipeError, TerrashardError
 from pipeline.recipe import LoadedRecipe, load_recipe
-from pipeline.stages.complete import to_complete
+from pipeline.stages.sample.complete import to_complete
 
 RECIPES = Path(os.environ.get("TERRASHARD_RECIPES", Path(__file__).parent.parent / "recipes"))
 ROOTS = os.environ.get("TERRASHARD_ROOTS", "data")

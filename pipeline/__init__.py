@@ -31,9 +31,9 @@ writing in `sources` and `store`, and the order of things in `run`. So::
 
     a sensor                    products/<id>.toml, and no code
     a provider                  sources/providers.toml; its names for things in the product files
-    folders of a new format     sources/local_<format>.py
-    a way to draw places        its table in recipe/fields.py, the drawing in stages/sample_*.py
-    which scene is preferred    stages/candidates.py
+    folders of a new format     sources/local/<format>.py
+    a way to draw places        its table in recipe/fields.py, the drawing in stages/sample/
+    which scene is preferred    stages/plan/candidates.py
     when a patch is refused     stages/extract.py
     a column of a table         records.py; `make schemas` writes it down
     an array of a shard         store/shard.py
@@ -41,7 +41,7 @@ writing in `sources` and `store`, and the order of things in `run`. So::
     a probe, a baseline         evaluate/
     a command                   its words in cli.py, its work in run/<command>.py
 
-To follow a command, read `run/<command>.py` (what is read and written, in order), then the file
+To follow a command, read `run/<command>.py` (what is read and written, in order), then the room
 of that name in `stages` (what is decided, and why); what a worker does begins in `task/shard.py`.
 Tests lie in the folder of the same name under `tests`.
 """

@@ -58,7 +58,7 @@ class Stat:
 
 
 class ByteSource(Protocol):
-    """Reads files of scenes, wherever they are: `pipeline.sources.http.open_source`.
+    """Reads files of scenes, wherever they are: `pipeline.sources.bytes.http.open_source`.
 
     Every failure is `TryAgain` or `GiveUp` with its class; retries, limits and signing happen
     inside. Hrefs are unsigned. Safe to use from several threads.
@@ -92,7 +92,7 @@ class PixelGrid:
 
 @runtime_checkable
 class PixelSource(Protocol):
-    """Reads pixels of scenes that are no files: `pipeline.sources.earthengine_pixels`.
+    """Reads pixels of scenes that are no files: `pipeline.sources.earthengine.pixels`.
 
     Failures as for `ByteSource`; safe to use from several threads.
     """

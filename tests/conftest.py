@@ -80,7 +80,7 @@ class Published:
 @pytest.fixture
 def small_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `backbone = "small"` be timm's own ResNet for tests."""
-    from pipeline.pretrain import backbones
+    from pipeline.pretrain.encoders import backbones
     from pipeline.recipe import training
 
     monkeypatch.setitem(backbones.RESNETS, "small", "test_resnet")

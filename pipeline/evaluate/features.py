@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.evaluate.windows import Windows
-from pipeline.pretrain.augment import resize
+from pipeline.pretrain.data.augment import resize
+from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.methods.method import View
-from pipeline.pretrain.normalise import Normaliser
 
 if TYPE_CHECKING:
     from pipeline.store.patches import PatchReader

@@ -28,8 +28,8 @@ from pipeline.evaluate.features import Features
 from pipeline.evaluate.probes import Bootstrap, Numbers, accuracy, interval
 from pipeline.evaluate.report import MODEL, TITLES, Score
 from pipeline.evaluate.windows import Windows
-from pipeline.pretrain.augment import Augmentation
-from pipeline.pretrain.backbones import width_of
+from pipeline.pretrain.data.augment import Augmentation
+from pipeline.pretrain.encoders.backbones import width_of
 from pipeline.pretrain.methods.method import View
 from pipeline.pretrain.methods.paws import predict
 from pipeline.pretrain.schedule import cosine

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import IntegrityError, RecipeError
 from pipeline.ports import ObjectStore
-from pipeline.pretrain.backbones import EncoderShape, build_encoder
 from pipeline.pretrain.card import card
+from pipeline.pretrain.encoders.backbones import EncoderShape, build_encoder
 from pipeline.products.explain import explain
 from pipeline.recipe import Pretrain
 from pipeline.store import layout
@@ -49,7 +49,7 @@ class Input(BaseModel):
     """In the order of the input's second axis."""
     wavelength_nm: tuple[float | None, ...]
     mean: tuple[float, ...]
-    """Per band, stored units: what `pipeline.pretrain.normalise` subtracts ..."""
+    """Per band, stored units: what `pipeline.pretrain.data.normalise` subtracts ..."""
     std: tuple[float, ...]
     """... and divides by."""
     fill: float | None
@@ -65,7 +65,7 @@ class Origin(BaseModel):
     """Its name."""
     sha256: str
     layout: str
-    """Key of `pipeline.pretrain.released.LAYOUTS`."""
+    """Key of `pipeline.pretrain.encoders.released.LAYOUTS`."""
     ranges: tuple[tuple[float, float], ...] | None
     """Physical values that stand for 0 and 1 in each band, as they did for who trained it; None:
     standardised by the training part."""
@@ -92,7 +92,7 @@ class Model(BaseModel):
     """In the order of the input's second axis."""
     wavelength_nm: tuple[float | None, ...]
     mean: tuple[float, ...]
-    """Per band, stored units: what `pipeline.pretrain.normalise` subtracts ..."""
+    """Per band, stored units: what `pipeline.pretrain.data.normalise` subtracts ..."""
     std: tuple[float, ...]
     """... and divides by."""
     fill: float | None

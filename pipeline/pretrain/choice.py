@@ -10,8 +10,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pipeline.errors import RecipeError
-from pipeline.pretrain.augment import Augmentation, Crop
-from pipeline.pretrain.backbones import VITS, EncoderShape, build_encoder, width_of
+from pipeline.pretrain.data.augment import Augmentation, Crop
+from pipeline.pretrain.encoders.backbones import VITS, EncoderShape, build_encoder, width_of
 from pipeline.pretrain.methods.barlow import BarlowTwins
 from pipeline.pretrain.methods.barlow_pixels import PixelBarlow
 from pipeline.pretrain.methods.data2vec import Data2Vec

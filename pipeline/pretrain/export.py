@@ -32,10 +32,16 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from pipeline.errors import IntegrityError, RecipeError
-from pipeline.pretrain.backbones import RESNETS, VITS, EncoderShape, build_encoder, width_of
 from pipeline.pretrain.card import card
 from pipeline.pretrain.checkpoint import Model
-from pipeline.pretrain.normalise import Normaliser
+from pipeline.pretrain.data.normalise import Normaliser
+from pipeline.pretrain.encoders.backbones import (
+    RESNETS,
+    VITS,
+    EncoderShape,
+    build_encoder,
+    width_of,
+)
 from pipeline.products.explain import explain
 
 #: Most that the features of an export may differ from the encoder's, relative to their size.

@@ -22,7 +22,7 @@ import torch
 from pipeline.errors import RecipeError
 
 if TYPE_CHECKING:
-    from pipeline.pretrain.batches import Batch
+    from pipeline.pretrain.data.batches import Batch
     from pipeline.watch.progress import Progress
 
 #: A step and what was measured at it; what is not a number was not measured.

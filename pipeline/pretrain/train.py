@@ -22,17 +22,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain import ranks
-from pipeline.pretrain.backbones import EncoderShape
-from pipeline.pretrain.batches import Batch, Share, Stored
 from pipeline.pretrain.choice import build_method, crops_of, seed_of
-from pipeline.pretrain.joint import Joint
+from pipeline.pretrain.data.batches import Batch, Share, Stored
+from pipeline.pretrain.data.joint import Joint
+from pipeline.pretrain.data.normalise import Normaliser
+from pipeline.pretrain.data.views import make_views
+from pipeline.pretrain.encoders.backbones import EncoderShape
+from pipeline.pretrain.encoders.norms import share_norms
+from pipeline.pretrain.encoders.wavelength import aim
 from pipeline.pretrain.methods.method import Learned, Method, View
 from pipeline.pretrain.monitors import Health, health, wrong_with
-from pipeline.pretrain.normalise import Normaliser
-from pipeline.pretrain.norms import share_norms
 from pipeline.pretrain.optimise import build_optimizer, set_rates
-from pipeline.pretrain.views import make_views
-from pipeline.pretrain.wavelength import aim
 from pipeline.recipe import Pretrain
 
 #: Of the log; a method adds its own measures.

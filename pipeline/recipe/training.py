@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.recipe.base import Strict
 
-#: Encoders that can be built (`pipeline.pretrain.backbones`), and what may stand before each.
+#: Encoders that can be built (`pipeline.pretrain.encoders.backbones`), and what may stand before.
 BACKBONES = (
     *("resnet18", "resnet34", "resnet50", "resnet101"),
     *("vit_tiny", "vit_small", "vit_base", "vit_large"),
@@ -55,8 +55,8 @@ class Weights(Strict):
     path: str
     """Relative to the recipe: safetensors, or what `torch.save` wrote if it holds weights alone."""
     layout: str
-    """Whose: a key of `pipeline.pretrain.released.LAYOUTS`, such as `ssl4eo-s12-moco`. It tells the
-    names and order of the bands, and the values that the encoder saw as 0 and 1."""
+    """Whose: a key of `pipeline.pretrain.encoders.released.LAYOUTS`, such as `ssl4eo-s12-moco`. It
+    tells the names and order of the bands, and the values that the encoder saw as 0 and 1."""
 
 
 class Pretrain(Strict):

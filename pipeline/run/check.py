@@ -9,8 +9,8 @@ from pipeline.errors import RecipeError
 from pipeline.products.catalogue import Product, load_product, product_ids
 from pipeline.recipe import LoadedRecipe, Points, load_recipe, recipe_names
 from pipeline.sources.providers import Provider, provider_of, providers
-from pipeline.stages.questions import facts_of
-from pipeline.stages.sample_draws import width_deg
+from pipeline.stages.sample.draws import width_deg
+from pipeline.stages.search.questions import facts_of
 from pipeline.stages.slots import slots_of
 
 

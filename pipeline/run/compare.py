@@ -13,8 +13,8 @@ from pipeline.recipe import LoadedRecipe
 from pipeline.records import Scene
 from pipeline.run.search import Answers, locations_of
 from pipeline.sources.providers import providers
-from pipeline.stages.gaps import Gap, Tally
-from pipeline.stages.questions import queries
+from pipeline.stages.search.gaps import Gap, Tally
+from pipeline.stages.search.questions import queries
 from pipeline.store.layout import is_claimed
 
 

@@ -11,11 +11,17 @@ import numpy as np
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain import checkpoint
-from pipeline.pretrain.backbones import RESNETS, SMALL_PX, SPECTRAL, WAVELENGTH, EncoderShape
 from pipeline.pretrain.checkpoint import Input, Model, Origin
-from pipeline.pretrain.joint import join_sensors
-from pipeline.pretrain.released import Released, read_released
-from pipeline.pretrain.wavelength import Sensor
+from pipeline.pretrain.data.joint import join_sensors
+from pipeline.pretrain.encoders.backbones import (
+    RESNETS,
+    SMALL_PX,
+    SPECTRAL,
+    WAVELENGTH,
+    EncoderShape,
+)
+from pipeline.pretrain.encoders.released import Released, read_released
+from pipeline.pretrain.encoders.wavelength import Sensor
 from pipeline.products.catalogue import Product
 from pipeline.recipe import LoadedRecipe, Pretrain
 from pipeline.store.patches import PatchReader

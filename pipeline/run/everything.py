@@ -10,7 +10,7 @@ from pipeline.errors import RecipeError
 from pipeline.ports import Engine, ObjectStore
 from pipeline.recipe import LoadedRecipe
 from pipeline.run.check import check_recipe
-from pipeline.stages.complete import to_complete
+from pipeline.stages.sample.complete import to_complete
 from pipeline.watch.progress import Progress
 
 

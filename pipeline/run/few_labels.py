@@ -27,9 +27,9 @@ from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint
 from pipeline.pretrain.checkpoint import Model
 from pipeline.pretrain.choice import build_method
+from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.methods.method import View
 from pipeline.pretrain.methods.paws import PAWS
-from pipeline.pretrain.normalise import Normaliser
 from pipeline.recipe import Evaluate
 from pipeline.store.patches import PatchReader
 

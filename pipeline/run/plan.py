@@ -15,11 +15,11 @@ from pipeline.errors import RecipeError, TryAgain
 from pipeline.ports import ObjectStore
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Location, PlannedPatch, Scene
-from pipeline.stages.estimate import Estimate, estimate
-from pipeline.stages.ground import LOCATION_COLUMNS
-from pipeline.stages.growth import DONE_SCHEMA
-from pipeline.stages.plan import Plan, plan
-from pipeline.stages.shortlist import SCENE_COLUMNS, list_scenes
+from pipeline.stages.plan.estimate import Estimate, estimate
+from pipeline.stages.plan.ground import LOCATION_COLUMNS
+from pipeline.stages.plan.growth import DONE_SCHEMA
+from pipeline.stages.plan.plan import Plan, plan
+from pipeline.stages.plan.shortlist import SCENE_COLUMNS, list_scenes
 from pipeline.store import layout
 from pipeline.store.commit import newest, read_ledgers
 from pipeline.store.ledger import KEY, plan_numbers

@@ -12,15 +12,15 @@ import numpy as np
 from pipeline.errors import RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint, ranks
-from pipeline.pretrain.backbones import EncoderShape
-from pipeline.pretrain.batches import Share, stream
 from pipeline.pretrain.checkpoint import Model
-from pipeline.pretrain.joint import Joint
+from pipeline.pretrain.data.batches import Share, stream
+from pipeline.pretrain.data.joint import Joint
+from pipeline.pretrain.data.normalise import Normaliser
+from pipeline.pretrain.data.order import Picks, all_products, pairs_of_products, times_or_views
+from pipeline.pretrain.encoders.backbones import EncoderShape
+from pipeline.pretrain.encoders.released import Released
+from pipeline.pretrain.encoders.spectral import LEAST_BANDS
 from pipeline.pretrain.logs import Journal, open_sinks
-from pipeline.pretrain.normalise import Normaliser
-from pipeline.pretrain.order import Picks, all_products, pairs_of_products, times_or_views
-from pipeline.pretrain.released import Released
-from pipeline.pretrain.spectral import LEAST_BANDS
 from pipeline.pretrain.train import (
     NOTHING,
     Run,

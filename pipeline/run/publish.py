@@ -16,9 +16,9 @@ from pipeline.ports import ObjectStore
 from pipeline.raster.statistics import Moments, merge
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import IndexRow, Location
-from pipeline.stages.complete import published, standing, to_complete
-from pipeline.stages.publish import PARTS, Places, describe, make_index, sum_moments
-from pipeline.stages.residual import residuals, responses
+from pipeline.stages.publish.index import PARTS, Places, describe, make_index, sum_moments
+from pipeline.stages.publish.residual import residuals, responses
+from pipeline.stages.sample.complete import published, standing, to_complete
 from pipeline.store import layout
 from pipeline.store.commit import newest, read_commit
 from pipeline.store.ledger import dataset_digest, states, tally

@@ -8,8 +8,8 @@ from pipeline.errors import RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Location, Scene
-from pipeline.stages.complete import more, standing, to_complete
-from pipeline.stages.sample import take
+from pipeline.stages.sample.complete import more, standing, to_complete
+from pipeline.stages.sample.take import take
 from pipeline.store.layout import LOCATIONS, SCENES, claim, is_claimed
 from pipeline.store.ledger import states
 from pipeline.store.tables import append, read_all

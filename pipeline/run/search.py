@@ -17,14 +17,14 @@ from pipeline.products.catalogue import Product
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Location, Scene, Unusable
 from pipeline.run.spool import Spool
-from pipeline.sources.earthengine_items import EarthEngineCatalogue
-from pipeline.sources.local import local_items
+from pipeline.sources.earthengine.items import EarthEngineCatalogue
+from pipeline.sources.local.folders import local_items
 from pipeline.sources.providers import Provider, check_href, provider_of
-from pipeline.sources.stac import Catalogue
-from pipeline.sources.stac_geoparquet import bulk_items
-from pipeline.stages.newest import version_of
-from pipeline.stages.questions import queries
-from pipeline.stages.search import UNASKED, normalise
+from pipeline.sources.stac.catalogue import Catalogue
+from pipeline.sources.stac.geoparquet import bulk_items
+from pipeline.stages.search.newest import version_of
+from pipeline.stages.search.normalise import UNASKED, normalise
+from pipeline.stages.search.questions import queries
 from pipeline.store.layout import LOCATIONS, SCENES, claim, is_claimed, numbered
 from pipeline.store.tables import append, from_rows, next_number, read_all, write_table
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline.simulate.faults import Faults
-from pipeline.simulate.server import ArchiveServer
+from pipeline.simulate.service.faults import Faults
+from pipeline.simulate.service.server import ArchiveServer
 
 #: Beside the archive: the key of the account that its Earth Engine knows, of the last start.
 EARTH_ENGINE_KEY = "earth-engine-key.json"
@@ -54,8 +54,8 @@ def run_serve(
 def _serve_earth_engine(
     stack: ExitStack, folder: Path, port: int, faults: Faults, say: Callable[[str], None]
 ) -> None:
-    from pipeline.simulate.earthengine import EarthEngineServer
-    from pipeline.sources.earthengine_pixels import KEY
+    from pipeline.simulate.earthengine.endpoint import EarthEngineServer
+    from pipeline.sources.earthengine.pixels import KEY
 
     earth = stack.enter_context(EarthEngineServer(folder, port=port, faults=faults))
     key = (folder / EARTH_ENGINE_KEY).resolve()

@@ -56,7 +56,7 @@ def run_simulate(
         return made
     # Scenes need geospatial libraries, which shards do not.
     from pipeline.simulate.archive import make_archive
-    from pipeline.simulate.shelves import STANDS_FOR
+    from pipeline.simulate.delivery.shelves import STANDS_FOR
 
     products = [
         STANDS_FOR.get(key, key)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.records import Scene, Unusable
-from pipeline.stages.newest import Newest, deduplicate
+from pipeline.stages.search.newest import Newest, deduplicate
 from pipeline.store.tables import from_rows
 
 #: Scenes in memory at once, and in one table of the root.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.ports import ObjectStore
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Location, Scene
-from pipeline.stages.complete import Standing, standing, to_complete
+from pipeline.stages.sample.complete import Standing, standing, to_complete
 from pipeline.store import layout
 from pipeline.store.commit import newest
 from pipeline.store.ledger import plan_numbers, states, tally

@@ -19,13 +19,13 @@ import shapely
 
 from pipeline.errors import RecipeError
 from pipeline.raster.zones import to_plane, zones_at
-from pipeline.simulate.catalogue import ITEMS
-from pipeline.simulate.files import write_scenes
-from pipeline.simulate.maps import write_map
-from pipeline.simulate.orbits import SMALL, Orbit, Scene, orbit_of, scenes_over, upright
-from pipeline.simulate.radar import write_grd
-from pipeline.simulate.shelves import Shelf, shelf_of
-from pipeline.simulate.stac_items import item_of
+from pipeline.simulate.delivery.files import write_scenes
+from pipeline.simulate.delivery.maps import write_map
+from pipeline.simulate.delivery.orbits import SMALL, Orbit, Scene, orbit_of, scenes_over, upright
+from pipeline.simulate.delivery.radar import write_grd
+from pipeline.simulate.delivery.shelves import Shelf, shelf_of
+from pipeline.simulate.delivery.stac_items import item_of
+from pipeline.simulate.service.catalogue import ITEMS
 
 Region = tuple[float, float, float, float]
 Items = dict[str, list[dict[str, Any]]]

@@ -11,8 +11,8 @@ import numpy as np
 from pipeline.ports import ObjectStore
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Location, PlannedPatch, Scene
-from pipeline.simulate.clouds import is_fair, sun
-from pipeline.simulate.globe import lon_lat, square_wkb
+from pipeline.simulate.truth.clouds import is_fair, sun
+from pipeline.simulate.truth.globe import lon_lat, square_wkb
 from pipeline.stages.slots import Slot, slots_of
 from pipeline.store import layout
 from pipeline.store.tables import create_same, encode_table, from_rows

@@ -24,8 +24,7 @@ from pipeline.raster.masks import decode, native_dtype, pack
 from pipeline.raster.statistics import moments
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import LedgerRow, Location, Scene
-from pipeline.simulate.ground import STEP, kind_of, pixel_centres, reflectance, view
-from pipeline.simulate.noise import Place
+from pipeline.simulate.delivery.scenes import quality_layers
 from pipeline.simulate.plans import (
     PLAN,
     ZONE,
@@ -38,7 +37,8 @@ from pipeline.simulate.plans import (
     scenes_of,
     write_plan,
 )
-from pipeline.simulate.scenes import quality_layers
+from pipeline.simulate.truth.ground import STEP, kind_of, pixel_centres, reflectance, view
+from pipeline.simulate.truth.noise import Place
 from pipeline.stages.slots import Slot
 from pipeline.store import layout
 from pipeline.store.commit import Commit, write_commit

@@ -139,7 +139,7 @@ class LocalStore:
                     os.fsync(file.fileno())
         except BaseException as error:
             temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.filename is None:
+            if isinstance(error, OSError) and error.errno and error.filename is None:
                 error.filename = str(path)  # a write names no file
             raise
         return temporary

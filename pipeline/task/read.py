@@ -18,7 +18,7 @@ from pipeline.raster.lattice import Window
 from pipeline.raster.radiometry import recoded
 from pipeline.raster.warp import Prepare, WarpedRaster, open_warped
 from pipeline.records import Asset, Scene, Source
-from pipeline.sources.checksum import check_bytes
+from pipeline.sources.bytes.checksum import check_bytes
 from pipeline.stages.extract import Failure
 
 Pixels = NDArray[Any]

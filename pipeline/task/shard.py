@@ -12,8 +12,8 @@ from pipeline.errors import IntegrityError, TryAgain
 from pipeline.ports import ByteSource, ObjectStore, PixelSource
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import LedgerRow, Scene
-from pipeline.sources.earthengine_pixels import EarthEnginePixels
-from pipeline.sources.http import open_source
+from pipeline.sources.bytes.http import open_source
+from pipeline.sources.earthengine.pixels import EarthEnginePixels
 from pipeline.sources.providers import Provider, provider_of
 from pipeline.stages.extract import Trial, too_many_failures, trials_of
 from pipeline.store.commit import Commit, claim_folder, clear_others, read_commit, write_commit

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipeline.errors import GiveUp
 from pipeline.ports import ObjectStore, PixelSource
 from pipeline.records import Asset, LedgerRow, Scene
-from pipeline.sources.checksum import check_file, parse_checksum
+from pipeline.sources.bytes.checksum import check_file, parse_checksum
 from pipeline.store import layout
 from pipeline.store.commit import read_commit
 from pipeline.store.tables import to_rows

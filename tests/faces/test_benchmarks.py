@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.features import paired, shuffled
 from benchmarks.gpu import LAST_END_S, NEEDS, limited, methods
-from pipeline.pretrain.batches import Stored
+from pipeline.pretrain.data.batches import Stored
 
 REPO = Path(__file__).resolve().parents[2]
 BLOCKED = (

@@ -12,10 +12,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from pipeline.pretrain.backbones import EncoderShape
-from pipeline.pretrain.batches import Batch, Stored
+from pipeline.pretrain.data.batches import Batch, Stored
+from pipeline.pretrain.data.normalise import Normaliser
+from pipeline.pretrain.encoders.backbones import EncoderShape
 from pipeline.pretrain.methods.method import View
-from pipeline.pretrain.normalise import Normaliser
 from pipeline.pretrain.train import Run, build_run, train
 from pipeline.recipe import Pretrain
 
@@ -40,7 +40,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture
 def tiny_vit() -> Callable[[int], VisionTransformer]:
-    """A ViT of 8 x 8 pixels and 2 x 2 tokens, built as `pipeline.pretrain.backbones` does."""
+    """A ViT of 8 x 8 pixels and 2 x 2 tokens, built as `pretrain.encoders.backbones` does."""
 
     def build(bands: int) -> VisionTransformer:
         torch.manual_seed(0)

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pipeline.pretrain.augment import (
+from pipeline.pretrain.data.augment import (
     LEAST_VALID,
     Augmentation,
     blur,

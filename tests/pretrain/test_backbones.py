@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.errors import RecipeError
-from pipeline.pretrain.backbones import EncoderShape, build_encoder, width_of
+from pipeline.pretrain.encoders.backbones import EncoderShape, build_encoder, width_of
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "vit_tiny"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.pretrain import spectra
+from pipeline.pretrain.encoders import spectra
 from pipeline.pretrain.methods.barlow import barlow_loss
 from pipeline.pretrain.methods.barlow_pixels import NEIGHBOURHOOD_PX, PixelBarlow, cut_windows
 from pipeline.pretrain.methods.method import View

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.pretrain.order import Order
+from pipeline.pretrain.data.order import Order
 
 LOCATIONS = st.lists(st.integers(0, 9), min_size=1, max_size=40).map(np.array)
 SEEDS = st.integers(0, 2**32)

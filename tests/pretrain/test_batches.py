@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.errors import IntegrityError, RecipeError
-from pipeline.pretrain.batches import AHEAD, Share, Stored, stream
-from pipeline.pretrain.order import Mixed, OneProduct, Order, pairs_of_products, times_or_views
+from pipeline.pretrain.data.batches import AHEAD, Share, Stored, stream
+from pipeline.pretrain.data.order import Mixed, OneProduct, Order, pairs_of_products, times_or_views
 from pipeline.store.objects import open_store
 from pipeline.store.reader import open_dataset
 

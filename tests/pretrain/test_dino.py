@@ -12,8 +12,8 @@ from lightly.utils.scheduler import cosine_schedule
 from torch import nn
 
 from pipeline.errors import RecipeError
-from pipeline.pretrain.backbones import EncoderShape, build_encoder
 from pipeline.pretrain.choice import build_method, crops_of
+from pipeline.pretrain.encoders.backbones import EncoderShape, build_encoder
 from pipeline.pretrain.methods.dino import DINO, Head, Schedule, dino_loss
 from pipeline.recipe import Pretrain
 

@@ -7,13 +7,13 @@ import torch
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain import checkpoint
-from pipeline.pretrain.augment import Augmentation, Crop, regrid
-from pipeline.pretrain.backbones import EncoderShape, build_encoder
-from pipeline.pretrain.batches import Share, Stored
-from pipeline.pretrain.joint import Joint, join_sensors
+from pipeline.pretrain.data.augment import Augmentation, Crop, regrid
+from pipeline.pretrain.data.batches import Share, Stored
+from pipeline.pretrain.data.joint import Joint, join_sensors
+from pipeline.pretrain.data.normalise import Normaliser
+from pipeline.pretrain.encoders.backbones import EncoderShape, build_encoder
+from pipeline.pretrain.encoders.wavelength import Sensor, aim
 from pipeline.pretrain.methods.method import View
-from pipeline.pretrain.normalise import Normaliser
-from pipeline.pretrain.wavelength import Sensor, aim
 from pipeline.recipe import load_recipe
 from pipeline.run.pretrain import run_pretrain
 from pipeline.run.simulate import simulate_shards

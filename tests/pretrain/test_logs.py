@@ -13,7 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.errors import RecipeError
-from pipeline.pretrain.batches import Stored
+from pipeline.pretrain.data.batches import Stored
 from pipeline.pretrain.logs import Journal, Meter, open_sinks
 from pipeline.run.pretrain import run_pretrain
 from pipeline.watch.progress import Progress

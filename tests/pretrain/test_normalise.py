@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.pretrain.normalise import Normaliser
+from pipeline.pretrain.data.normalise import Normaliser
 
 SEEN = torch.ones(1, 2, 2, dtype=torch.uint8)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.errors import RecipeError
 from pipeline.pretrain import checkpoint
 from pipeline.pretrain.card import card
-from pipeline.pretrain.released import LAYOUTS, SENTINEL_2, read_released
+from pipeline.pretrain.encoders.released import LAYOUTS, SENTINEL_2, read_released
 from pipeline.recipe import load_recipe
 from pipeline.run.embed import run_embed
 from pipeline.run.pretrain import run_pretrain

@@ -73,12 +73,12 @@ import pytest
 import torch
 
 from pipeline.pretrain import checkpoint
-from pipeline.pretrain.backbones import EncoderShape, build_encoder
-from pipeline.pretrain.batches import Stored
 from pipeline.pretrain.choice import build_method, crops_of
-from pipeline.pretrain.normalise import Normaliser
-from pipeline.pretrain.spectra import gain_and_noise
-from pipeline.pretrain.views import make_views
+from pipeline.pretrain.data.batches import Stored
+from pipeline.pretrain.data.normalise import Normaliser
+from pipeline.pretrain.data.views import make_views
+from pipeline.pretrain.encoders.backbones import EncoderShape, build_encoder
+from pipeline.pretrain.encoders.spectra import gain_and_noise
 from pipeline.recipe import Pretrain
 from pipeline.run.pretrain import run_pretrain
 

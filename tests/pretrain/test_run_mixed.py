@@ -11,9 +11,9 @@ import torch
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain import checkpoint
-from pipeline.pretrain.augment import resize
-from pipeline.pretrain.normalise import Normaliser
-from pipeline.pretrain.wavelength import aim
+from pipeline.pretrain.data.augment import resize
+from pipeline.pretrain.data.normalise import Normaliser
+from pipeline.pretrain.encoders.wavelength import aim
 from pipeline.recipe import load_recipe
 from pipeline.run.describe import sensor_of
 from pipeline.run.embed import run_embed

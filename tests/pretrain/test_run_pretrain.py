@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain import checkpoint
-from pipeline.pretrain.dataset import PatchDataset
-from pipeline.pretrain.order import Order
+from pipeline.pretrain.data.dataset import PatchDataset
+from pipeline.pretrain.data.order import Order
 from pipeline.recipe import Pretrain
 from pipeline.run.pretrain import run_pretrain
 from pipeline.store.reader import open_dataset

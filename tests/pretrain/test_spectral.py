@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import RecipeError
-from pipeline.pretrain.backbones import EncoderShape, build_encoder, width_of
+from pipeline.pretrain.encoders.backbones import EncoderShape, build_encoder, width_of
+from pipeline.pretrain.encoders.spectral import LEAST_BANDS, WIDTH, SpectralAdapter, lengths
 from pipeline.pretrain.methods.mae import MAE
-from pipeline.pretrain.spectral import LEAST_BANDS, WIDTH, SpectralAdapter, lengths
 
 
 def adapter(bands=80):

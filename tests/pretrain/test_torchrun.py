@@ -14,8 +14,8 @@ from torch import nn
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain import checkpoint
-from pipeline.pretrain.norms import RankBatchNorm, share_norms
-from pipeline.pretrain.order import times_or_views
+from pipeline.pretrain.data.order import times_or_views
+from pipeline.pretrain.encoders.norms import RankBatchNorm, share_norms
 from pipeline.recipe import load_recipe
 from pipeline.run.pretrain import run_pretrain
 from pipeline.store import codec

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.pretrain.augment import Augmentation, Crop
-from pipeline.pretrain.batches import Share, Stored
 from pipeline.pretrain.choice import crops_of
-from pipeline.pretrain.normalise import Normaliser
-from pipeline.pretrain.views import make_views
+from pipeline.pretrain.data.augment import Augmentation, Crop
+from pipeline.pretrain.data.batches import Share, Stored
+from pipeline.pretrain.data.normalise import Normaliser
+from pipeline.pretrain.data.views import make_views
 
 FILL = -32768
 NAMES = ("moco", "mae", "barlow", "dino", "data2vec", "barlow_pixels")

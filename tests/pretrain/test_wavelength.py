@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.errors import RecipeError
-from pipeline.pretrain.backbones import EncoderShape, build_encoder, width_of
-from pipeline.pretrain.wavelength import Sensor, WavelengthConv2d, aim
+from pipeline.pretrain.encoders.backbones import EncoderShape, build_encoder, width_of
+from pipeline.pretrain.encoders.wavelength import Sensor, WavelengthConv2d, aim
 from pipeline.products.catalogue import load_product
 
 #: 202 and 13 bands, 7 bands, and radar.

@@ -18,7 +18,7 @@ from pipeline.raster.masks import decode, pack
 from pipeline.recipe import load_recipe
 from pipeline.records import Scene, Unusable
 from pipeline.sources.providers import providers
-from pipeline.stages.search import normalise
+from pipeline.stages.search.normalise import normalise
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 REAL = Path(__file__).resolve().parents[1] / "real"

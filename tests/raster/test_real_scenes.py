@@ -14,7 +14,7 @@ from pipeline.raster.masks import decode, fractions, native_dtype, pack
 from pipeline.raster.radiometry import harmonise
 from pipeline.raster.statistics import moments
 from pipeline.raster.windows import Window
-from pipeline.sources.http import open_source
+from pipeline.sources.bytes.http import open_source
 from pipeline.sources.providers import load_provider
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.errors import RecipeError
 from pipeline.recipe import LoadedRecipe, load_recipe, recipe_names
-from pipeline.stages.plan import closed_slots
-from pipeline.stages.questions import queries
+from pipeline.stages.plan.plan import closed_slots
+from pipeline.stages.search.questions import queries
 
 PRODUCT = """
 id = "{id}"

@@ -19,9 +19,9 @@ import pytest
 from pipeline.engine.serial import SerialEngine
 from pipeline.errors import TryAgain
 from pipeline.run.retry import run_retry
-from pipeline.simulate.catalogue import ITEMS
-from pipeline.simulate.faults import Faults
-from pipeline.simulate.server import ArchiveServer
+from pipeline.simulate.service.catalogue import ITEMS
+from pipeline.simulate.service.faults import Faults
+from pipeline.simulate.service.server import ArchiveServer
 from pipeline.store import layout
 from pipeline.watch.progress import Progress
 

@@ -22,7 +22,7 @@ from pipeline.records import Location, Scene, Unusable
 from pipeline.run.compare import run_compare
 from pipeline.run.search import run_search
 from pipeline.run.spool import Spool
-from pipeline.stages.gaps import Gap
+from pipeline.stages.search.gaps import Gap
 from pipeline.store.layout import SCENES
 from pipeline.store.objects import open_store
 from pipeline.store.tables import append, read_all, schema_of, to_rows

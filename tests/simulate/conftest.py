@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pipeline.simulate.archive import make_archive
-from pipeline.simulate.orbits import SMALL
-from pipeline.simulate.server import ArchiveServer
+from pipeline.simulate.delivery.orbits import SMALL
+from pipeline.simulate.service.server import ArchiveServer
 
 _FRAMES = {"swath_m": 3000, "track_m": 2500, "frame_m": 3000, "frame_step_m": 2600}
 ORBITS = {

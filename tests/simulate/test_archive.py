@@ -19,12 +19,12 @@ from pipeline.products.catalogue import LEGEND, load_product
 from pipeline.raster.masks import decode
 from pipeline.raster.zones import northing_from_equator, to_plane
 from pipeline.simulate.archive import make_archive
-from pipeline.simulate.ground import legend_codes, reflectance
-from pipeline.simulate.landscape import landscape
-from pipeline.simulate.noise import Place
-from pipeline.simulate.orbits import REAL, scenes_over, tile_name
-from pipeline.simulate.scenes import ABSENT_BANDS
-from pipeline.simulate.server import ArchiveServer
+from pipeline.simulate.delivery.orbits import REAL, scenes_over, tile_name
+from pipeline.simulate.delivery.scenes import ABSENT_BANDS
+from pipeline.simulate.service.server import ArchiveServer
+from pipeline.simulate.truth.ground import legend_codes, reflectance
+from pipeline.simulate.truth.landscape import landscape
+from pipeline.simulate.truth.noise import Place
 
 ENMAP, SENTINEL = load_product("enmap-l2a"), load_product("sentinel-2-l2a")
 LAYERS = {

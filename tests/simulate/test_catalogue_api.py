@@ -17,12 +17,12 @@ from pipeline.products.catalogue import load_product
 from pipeline.recipe import LoadedRecipe, Recipe
 from pipeline.records import Scene
 from pipeline.simulate.archive import make_archive
-from pipeline.simulate.faults import Faults
-from pipeline.simulate.server import ArchiveServer
+from pipeline.simulate.service.faults import Faults
+from pipeline.simulate.service.server import ArchiveServer
 from pipeline.sources.providers import load_provider
-from pipeline.sources.stac import search_items
-from pipeline.stages.questions import queries
-from pipeline.stages.search import normalise
+from pipeline.sources.stac.catalogue import search_items
+from pipeline.stages.search.normalise import normalise
+from pipeline.stages.search.questions import queries
 
 SHELVES = [
     ("dlr", "ENMAP_HSI_L2A"),

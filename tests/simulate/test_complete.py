@@ -15,8 +15,8 @@ from pipeline.recipe import LoadedRecipe, Recipe
 from pipeline.records import Location
 from pipeline.run.everything import run_everything
 from pipeline.run.status import run_status
-from pipeline.simulate.server import ArchiveServer
-from pipeline.stages.complete import Standing, more, published, standing, wanted_patches
+from pipeline.simulate.service.server import ArchiveServer
+from pipeline.stages.sample.complete import Standing, more, published, standing, wanted_patches
 from pipeline.store import layout
 from pipeline.store.ledger import states
 from pipeline.store.objects import open_store

@@ -28,14 +28,14 @@ from pipeline.run.plan import run_plan
 from pipeline.run.sample import run_sample
 from pipeline.run.search import run_search
 from pipeline.simulate.archive import make_archive
-from pipeline.simulate.ground import STEP, kind_of, reflectance, view
-from pipeline.simulate.ground import pixel_centres as centres
-from pipeline.simulate.guards import BUCKETS_PATH, LOGIN
-from pipeline.simulate.maps import map_values
-from pipeline.simulate.noise import Place
-from pipeline.simulate.scenes import ABSENT_BANDS, quality_layers
-from pipeline.simulate.server import ArchiveServer
-from pipeline.simulate.shelves import shelf_of
+from pipeline.simulate.delivery.maps import map_values
+from pipeline.simulate.delivery.scenes import ABSENT_BANDS, quality_layers
+from pipeline.simulate.delivery.shelves import shelf_of
+from pipeline.simulate.service.guards import BUCKETS_PATH, LOGIN
+from pipeline.simulate.service.server import ArchiveServer
+from pipeline.simulate.truth.ground import STEP, kind_of, reflectance, view
+from pipeline.simulate.truth.ground import pixel_centres as centres
+from pipeline.simulate.truth.noise import Place
 from pipeline.sources.providers import providers
 from pipeline.store.commit import newest, read_commit
 from pipeline.store.objects import open_store

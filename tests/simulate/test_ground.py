@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from pipeline.products.catalogue import LEGEND, load_product
-from pipeline.simulate.clouds import is_fair, shadow_shift, sky, sun
-from pipeline.simulate.ground import codes, legend_codes, pixel_centres, reflectance, view
-from pipeline.simulate.landscape import ARRANGEMENTS, WHOLE, landscape
-from pipeline.simulate.noise import Place
-from pipeline.simulate.spectra import MATERIALS, spectra
+from pipeline.simulate.truth.clouds import is_fair, shadow_shift, sky, sun
+from pipeline.simulate.truth.ground import codes, legend_codes, pixel_centres, reflectance, view
+from pipeline.simulate.truth.landscape import ARRANGEMENTS, WHOLE, landscape
+from pipeline.simulate.truth.noise import Place
+from pipeline.simulate.truth.spectra import MATERIALS, spectra
 
 ENMAP, SENTINEL = load_product("enmap-l2a"), load_product("sentinel-2-l2a")
 SUMMER = datetime(2023, 7, 1, 9, 30, tzinfo=UTC)

@@ -13,10 +13,10 @@ import rasterio
 from pipeline.errors import GiveUp
 from pipeline.ports import ByteSource
 from pipeline.simulate.archive import make_archive
-from pipeline.simulate.faults import Faults
-from pipeline.simulate.guards import BUCKETS, BUCKETS_PATH, LOGIN, TOKENS
-from pipeline.simulate.server import ArchiveServer
-from pipeline.sources.http import open_source
+from pipeline.simulate.service.faults import Faults
+from pipeline.simulate.service.guards import BUCKETS, BUCKETS_PATH, LOGIN, TOKENS
+from pipeline.simulate.service.server import ArchiveServer
+from pipeline.sources.bytes.http import open_source
 from pipeline.sources.providers import Provider, load_provider
 
 

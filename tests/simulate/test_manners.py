@@ -16,10 +16,10 @@ from pipeline.products.catalogue import load_product
 from pipeline.raster.zones import northing_from_equator
 from pipeline.records import Scene
 from pipeline.simulate.archive import make_archive
-from pipeline.simulate.ground import reflectance
-from pipeline.simulate.noise import Place
-from pipeline.simulate.shelves import shelf_of
-from pipeline.stages.search import normalise
+from pipeline.simulate.delivery.shelves import shelf_of
+from pipeline.simulate.truth.ground import reflectance
+from pipeline.simulate.truth.noise import Place
+from pipeline.stages.search.normalise import normalise
 
 REGION = (15.02, 51.9, 15.026, 51.904)
 START, END = date(2023, 4, 1), date(2023, 5, 1)

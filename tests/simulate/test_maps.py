@@ -16,8 +16,8 @@ from pyproj import Transformer
 from pipeline.products.catalogue import load_product, product_ids
 from pipeline.raster.zones import to_plane
 from pipeline.simulate.archive import make_archive
-from pipeline.simulate.maps import map_values
-from pipeline.simulate.shelves import shelf_of
+from pipeline.simulate.delivery.maps import map_values
+from pipeline.simulate.delivery.shelves import shelf_of
 
 REGION = (15.02, 51.9, 15.04, 51.91)
 MAPS = [

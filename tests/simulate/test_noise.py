@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.simulate.noise import Place, below, hash64, smooth_noise, tiled
+from pipeline.simulate.truth.noise import Place, below, hash64, smooth_noise, tiled
 
 EASTING = st.integers(100_000, 900_000)
 NORTHING = st.integers(-9_000_000, 9_000_000)

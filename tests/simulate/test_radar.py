@@ -17,9 +17,9 @@ from pipeline.products.catalogue import load_product
 from pipeline.raster.zones import to_plane
 from pipeline.records import Scene
 from pipeline.simulate.archive import make_archive
-from pipeline.simulate.ground import STEP, reflectance
-from pipeline.simulate.noise import Place
-from pipeline.stages.search import normalise
+from pipeline.simulate.truth.ground import STEP, reflectance
+from pipeline.simulate.truth.noise import Place
+from pipeline.stages.search.normalise import normalise
 
 GRD = load_product("sentinel-1-grd")
 

@@ -20,8 +20,8 @@ from pipeline.run.sample import run_sample
 from pipeline.run.search import run_search
 from pipeline.run.verify import run_verify
 from pipeline.simulate.archive import make_archive
-from pipeline.simulate.server import ArchiveServer
-from pipeline.simulate.shelves import shelf_of
+from pipeline.simulate.delivery.shelves import shelf_of
+from pipeline.simulate.service.server import ArchiveServer
 from pipeline.store.objects import open_store
 from pipeline.store.reader import Dataset, open_dataset
 from pipeline.watch.progress import Progress

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import RecipeError
-from pipeline.simulate.faults import OF_FILES, FaultDice, Faults
-from pipeline.simulate.guards import LOGIN, TOKENS
-from pipeline.simulate.ranges import Unsatisfiable, parse_ranges
-from pipeline.simulate.server import ArchiveServer
+from pipeline.simulate.service.faults import OF_FILES, FaultDice, Faults
+from pipeline.simulate.service.guards import LOGIN, TOKENS
+from pipeline.simulate.service.ranges import Unsatisfiable, parse_ranges
+from pipeline.simulate.service.server import ArchiveServer
 
 
 @pytest.fixture(scope="module")

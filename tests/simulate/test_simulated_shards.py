@@ -14,11 +14,11 @@ from pipeline.products.catalogue import load_product
 from pipeline.raster.zones import to_sphere
 from pipeline.recipe import LoadedRecipe, load_recipe
 from pipeline.run.simulate import simulate_shards
-from pipeline.simulate.globe import lon_lat
-from pipeline.simulate.ground import reflectance
-from pipeline.simulate.landscape import landscape
-from pipeline.simulate.noise import Place
 from pipeline.simulate.shards import write_shards
+from pipeline.simulate.truth.globe import lon_lat
+from pipeline.simulate.truth.ground import reflectance
+from pipeline.simulate.truth.landscape import landscape
+from pipeline.simulate.truth.noise import Place
 from pipeline.store.ledger import tally
 from pipeline.store.objects import open_store
 from pipeline.store.reader import open_dataset

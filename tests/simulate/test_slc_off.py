@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import shapely
 
-from pipeline.simulate.noise import Place
-from pipeline.simulate.orbits import REAL, Scene, orbit_of, scenes_over
-from pipeline.simulate.scenes import seen_by
+from pipeline.simulate.delivery.orbits import REAL, Scene, orbit_of, scenes_over
+from pipeline.simulate.delivery.scenes import seen_by
+from pipeline.simulate.truth.noise import Place
 
 FAILED = datetime(2003, 5, 31, tzinfo=UTC)
 

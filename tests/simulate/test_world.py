@@ -18,13 +18,13 @@ from pipeline.raster.land import is_land
 from pipeline.recipe import LoadedRecipe, load_recipe
 from pipeline.records import Scene
 from pipeline.run.search import Answers
-from pipeline.simulate.survey import FLIGHTS
-from pipeline.simulate.world import World, WorldServer
-from pipeline.simulate.world_items import survey_of
-from pipeline.simulate.world_scenes import scene_tables
+from pipeline.simulate.world.catalogue import World, WorldServer
+from pipeline.simulate.world.items import survey_of
+from pipeline.simulate.world.scenes import scene_tables
+from pipeline.simulate.world.survey import FLIGHTS
 from pipeline.sources.providers import load_provider
-from pipeline.sources.stac import Catalogue
-from pipeline.stages.questions import facts_of
+from pipeline.sources.stac.catalogue import Catalogue
+from pipeline.stages.search.questions import facts_of
 from pipeline.store.tables import from_rows, to_rows
 
 #: Half a degree of Saxony and the equator's crossing of Kenya's coast: both hemispheres.

@@ -18,7 +18,7 @@ Serve = Callable[..., Any]
 def small_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sentinel-2 tiles of about 220 pixels on a few days."""
     from pipeline.simulate.archive import make_archive
-    from pipeline.simulate.orbits import SMALL
+    from pipeline.simulate.delivery.orbits import SMALL
 
     key = next(key for key in SMALL if key.startswith("sentinel-2"))
     orbit = replace(SMALL[key], swath_m=6000, track_m=5500, square_m=2000, cycle_days=20)
@@ -37,7 +37,7 @@ def small_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def endpoints(archive: Path, keys: Path) -> Iterator[Serve]:
     """Return what starts an endpoint and gives this process the key to it."""
-    from pipeline.simulate.earthengine import EarthEngineServer
+    from pipeline.simulate.earthengine.endpoint import EarthEngineServer
 
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import GiveUp
-from pipeline.sources import checksum
-from pipeline.sources.checksum import check_bytes, check_file, parse_checksum
-from pipeline.sources.http import open_source
+from pipeline.sources.bytes import checksum
+from pipeline.sources.bytes.checksum import check_bytes, check_file, parse_checksum
+from pipeline.sources.bytes.http import open_source
 from pipeline.sources.providers import Provider
 
 PREFIX = {"md5": "d50110", "sha1": "1114", "sha256": "1220", "sha512": "1340", "sha3_256": "1620"}

@@ -25,22 +25,22 @@ from pipeline.errors import FINAL, PASSING, GiveUp, RecipeError, TryAgain
 from pipeline.ports import PixelGrid, PixelSource, Query
 from pipeline.products.catalogue import load_product
 from pipeline.records import Scene, Unusable
-from pipeline.simulate.earthengine_graph import EarthEngineRefusal
-from pipeline.simulate.earthengine_images import Band, Image
-from pipeline.simulate.faults import Faults
-from pipeline.sources import earthengine_pixels
-from pipeline.sources.earthengine import EarthEngine
-from pipeline.sources.earthengine_errors import failure_of
-from pipeline.sources.earthengine_items import EarthEngineCatalogue, item_of
-from pipeline.sources.earthengine_pixels import (
+from pipeline.simulate.earthengine.graph import EarthEngineRefusal
+from pipeline.simulate.earthengine.images import Band, Image
+from pipeline.simulate.service.faults import Faults
+from pipeline.sources.earthengine import pixels as earthengine_pixels
+from pipeline.sources.earthengine.errors import failure_of
+from pipeline.sources.earthengine.items import EarthEngineCatalogue, item_of
+from pipeline.sources.earthengine.pixels import (
     MOST_BANDS,
     MOST_BYTES,
     MOST_PX,
     EarthEnginePixels,
     parts_of,
 )
+from pipeline.sources.earthengine.session import EarthEngine
 from pipeline.sources.providers import Provider, load_provider
-from pipeline.stages.search import normalise
+from pipeline.stages.search.normalise import normalise
 
 SENTINEL = load_product("sentinel-2-l2a")
 S2 = "COPERNICUS/S2_SR_HARMONIZED"
@@ -394,7 +394,7 @@ def test_workers_of_a_run_have_forty_requests_in_flight_together(earth: Any) -> 
     worker = f"""
 from concurrent.futures import ThreadPoolExecutor
 from pipeline.ports import PixelGrid
-from pipeline.sources.earthengine_pixels import EarthEnginePixels
+from pipeline.sources.earthengine.pixels import EarthEnginePixels
 from pipeline.sources.providers import load_provider
 
 provider = load_provider("earth-engine", url={server.url!r})
@@ -626,7 +626,7 @@ def test_a_page_that_is_too_much_is_halved(earth: Any, monkeypatch: pytest.Monke
     server = earth()
     whole = search(server)
     assert len(whole) >= 4
-    monkeypatch.setattr("pipeline.simulate.earthengine_images.MOST_ELEMENTS", 2)
+    monkeypatch.setattr("pipeline.simulate.earthengine.images.MOST_ELEMENTS", 2)
     catalogue = EarthEngineCatalogue(provider(server, page_size=8), SENTINEL)
     assert list(catalogue.search(APRIL)) == whole
     assert catalogue.requests == 2 + len(whole) // 2 + 1  # 8 and 4 are too many, 2 are not

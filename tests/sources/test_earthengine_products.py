@@ -17,11 +17,11 @@ from pipeline.ports import PixelGrid, Query
 from pipeline.products.catalogue import Product, load_product, product_ids
 from pipeline.raster.landsat import conversion, parse_mtl
 from pipeline.records import Scene, Unusable
-from pipeline.simulate.shelves import STANDS_FOR
-from pipeline.sources.earthengine_items import EarthEngineCatalogue, item_of
-from pipeline.sources.earthengine_pixels import EarthEnginePixels
+from pipeline.simulate.delivery.shelves import STANDS_FOR
+from pipeline.sources.earthengine.items import EarthEngineCatalogue, item_of
+from pipeline.sources.earthengine.pixels import EarthEnginePixels
 from pipeline.sources.providers import load_provider
-from pipeline.stages.search import normalise
+from pipeline.stages.search.normalise import normalise
 
 SERVED = [name for name in product_ids() if "earth-engine" in load_product(name).providers]
 ON_A_LATTICE = [name for name in SERVED if load_product(name).warp is None]
@@ -33,7 +33,7 @@ LEVEL_1 = [name for name in SERVED if load_product(name).calibration]
 def server(tmp_path_factory: pytest.TempPathFactory, endpoints_of: Any) -> Any:
     """An endpoint over one or two scenes of each product."""
     from pipeline.simulate.archive import make_archive
-    from pipeline.simulate.orbits import SMALL
+    from pipeline.simulate.delivery.orbits import SMALL
 
     folder = tmp_path_factory.mktemp("products")
     size = {"swath_m": 6000, "track_m": 5500, "cycle_days": 30}

@@ -17,8 +17,8 @@ from pipeline.records import LedgerRow
 from pipeline.run.everything import run_everything
 from pipeline.run.search import run_search
 from pipeline.run.verify import run_verify
-from pipeline.simulate.ground import legend_codes, reflectance
-from pipeline.simulate.noise import Place
+from pipeline.simulate.truth.ground import legend_codes, reflectance
+from pipeline.simulate.truth.noise import Place
 from pipeline.store.commit import newest, read_commit
 from pipeline.store.objects import open_store
 from pipeline.store.reader import open_dataset

@@ -17,8 +17,8 @@ from pipeline.recipe import load_recipe
 from pipeline.run.check import check_recipe
 from pipeline.run.everything import run_everything
 from pipeline.simulate.archive import make_archive
-from pipeline.simulate.orbits import SMALL
-from pipeline.simulate.server import ArchiveServer
+from pipeline.simulate.delivery.orbits import SMALL
+from pipeline.simulate.service.server import ArchiveServer
 from pipeline.store.objects import open_store
 from pipeline.store.reader import open_dataset
 from pipeline.watch.progress import Progress

@@ -27,11 +27,11 @@ from pipeline.ports import ByteSource
 from pipeline.raster.blocks import open_asset
 from pipeline.raster.windows import Window
 from pipeline.sources import limits as limits_module
-from pipeline.sources.http import open_source
+from pipeline.sources.bytes.http import open_source
+from pipeline.sources.bytes.spans import cut, spans_for
 from pipeline.sources.limits import Limits
 from pipeline.sources.providers import Provider
 from pipeline.sources.signing import PlanetaryComputer
-from pipeline.sources.spans import cut, spans_for
 
 DATA = np.random.default_rng(0).integers(0, 256, 1_500_000, dtype=np.uint8).tobytes()
 Reply = Callable[["_Handler"], None]
@@ -281,7 +281,7 @@ def test_a_passing_failure_is_tried_again(server: _Server, fault: Reply) -> None
 def test_a_failure_that_stays_has_its_class(
     server: _Server, fault: Reply, failure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.sources.http._LEAST_BYTES_PER_S", 10**7)
+    monkeypatch.setattr("pipeline.sources.bytes.http._LEAST_BYTES_PER_S", 10**7)
     server.always = fault
     source = open_source(_provider(timeout_s=0.3), attempts=2)
     start = time.monotonic()

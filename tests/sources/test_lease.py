@@ -25,7 +25,7 @@ from pipeline.sources.limits import Limits
 WORKER = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pipeline.sources.http import open_source
+from pipeline.sources.bytes.http import open_source
 from pipeline.sources.providers import Provider
 url, share, run = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 provider = Provider(

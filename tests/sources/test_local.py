@@ -18,10 +18,10 @@ from rasterio.transform import Affine
 from pipeline.errors import RecipeError
 from pipeline.products.catalogue import Product, load_product
 from pipeline.records import Scene, Unusable
-from pipeline.sources.local import local_items
+from pipeline.sources.local.folders import local_items
 from pipeline.sources.providers import check_href, load_provider
 from pipeline.stages.extract import masked as is_masked
-from pipeline.stages.search import normalise
+from pipeline.stages.search.normalise import normalise
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 REAL = Path(__file__).resolve().parents[1] / "real"

@@ -17,8 +17,8 @@ from pipeline.products.catalogue import LEGEND, load_product
 from pipeline.recipe import load_recipe
 from pipeline.records import LedgerRow, Scene, Unusable
 from pipeline.run.everything import run_everything
-from pipeline.sources.local import local_items
-from pipeline.stages.search import normalise
+from pipeline.sources.local.folders import local_items
+from pipeline.stages.search.normalise import normalise
 from pipeline.store.commit import newest, read_commit
 from pipeline.store.objects import open_store
 from pipeline.store.reader import open_dataset

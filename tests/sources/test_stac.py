@@ -20,10 +20,10 @@ from pipeline.errors import GiveUp, TerrashardError, TryAgain
 from pipeline.ports import Query
 from pipeline.products.catalogue import load_product
 from pipeline.records import Unusable
-from pipeline.sources import stac_io
 from pipeline.sources.providers import Provider, load_provider
-from pipeline.sources.stac import Catalogue, search_items
-from pipeline.stages.search import normalise
+from pipeline.sources.stac import io as stac_io
+from pipeline.sources.stac.catalogue import Catalogue, search_items
+from pipeline.stages.search.normalise import normalise
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="real data (../shared/data) not here")

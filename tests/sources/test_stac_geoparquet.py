@@ -19,8 +19,8 @@ from pipeline.ports import Query
 from pipeline.products.catalogue import load_product
 from pipeline.records import Scene
 from pipeline.sources.providers import check_href, load_provider
-from pipeline.sources.stac_geoparquet import bulk_items
-from pipeline.stages.search import normalise
+from pipeline.sources.stac.geoparquet import bulk_items
+from pipeline.stages.search.normalise import normalise
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "stac"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="real data (../shared/data) not here")

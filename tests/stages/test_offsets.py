@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.products.catalogue import load_product
 from pipeline.records import Scene, Unusable
-from pipeline.stages.search import normalise
+from pipeline.stages.search.normalise import normalise
 
 SENTINEL = load_product("sentinel-2-l2a")
 

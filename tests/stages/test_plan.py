@@ -16,9 +16,9 @@ from pyproj import Transformer
 
 from pipeline.products.catalogue import Product
 from pipeline.recipe import LoadedRecipe, Recipe
-from pipeline.stages.growth import DONE_SCHEMA
-from pipeline.stages.packing import patch_bytes
-from pipeline.stages.plan import closed_slots, plan
+from pipeline.stages.plan.growth import DONE_SCHEMA
+from pipeline.stages.plan.packing import patch_bytes
+from pipeline.stages.plan.plan import closed_slots, plan
 
 START = datetime(2021, 1, 1, tzinfo=UTC)
 CELL_M = 640.0

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.raster.zones import to_plane, to_sphere
-from pipeline.stages.footprints import Footprints
-from pipeline.stages.ragged import Ragged
+from pipeline.stages.plan.footprints import Footprints
+from pipeline.stages.plan.ragged import Ragged
 
 HALF_M = 100.0
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.stages.packing import Packed, pack
+from pipeline.stages.plan.packing import Packed, pack
 
 ITEMS = st.lists(
     st.tuples(

@@ -13,7 +13,7 @@ import shapely
 from pipeline.errors import IntegrityError
 from pipeline.products.catalogue import Product
 from pipeline.recipe import LoadedRecipe, Recipe
-from pipeline.stages.plan import plan
+from pipeline.stages.plan.plan import plan
 
 START = datetime(2021, 1, 1, tzinfo=UTC)
 #: Footprint about the cell, in longitude and latitude.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.errors import IntegrityError
 from pipeline.raster.statistics import Moments, merge
 from pipeline.recipe import Split
-from pipeline.stages.publish import Places, deal, describe, make_index, sum_moments
+from pipeline.stages.publish.index import Places, deal, describe, make_index, sum_moments
 
 points = st.lists(
     st.tuples(

@@ -13,7 +13,7 @@ from pystac_client import Client
 
 from pipeline.products.catalogue import Product, load_product, product_ids
 from pipeline.records import Scene, Unusable
-from pipeline.stages.search import normalise
+from pipeline.stages.search.normalise import normalise
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "stac"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="real data (../shared/data) not here")

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.products.catalogue import Band, load_product
-from pipeline.stages.residual import residuals, responses
+from pipeline.stages.publish.residual import residuals, responses
 
 ENMAP, SENTINEL_2 = load_product("enmap-l2a"), load_product("sentinel-2-l2a")
 FINE = [Band(name=f"f{k}", wavelength_nm=400 + 10 * k, fwhm_nm=10, pixel_m=30) for k in range(60)]

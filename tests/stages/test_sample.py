@@ -23,8 +23,8 @@ from pipeline.raster.zones import northing_from_equator, to_plane, to_sphere, zo
 from pipeline.recipe import Cities, LoadedRecipe, Recipe, Uniform
 from pipeline.records import Location, Scene
 from pipeline.run.sample import run_sample
-from pipeline.stages.sample import sample, take
-from pipeline.stages.sample_draws import drawer_of, scatter, uniforms
+from pipeline.stages.sample.draws import drawer_of, scatter, uniforms
+from pipeline.stages.sample.take import sample, take
 from pipeline.store.objects import open_store
 from pipeline.store.tables import append, fit, from_rows
 

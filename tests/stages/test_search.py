@@ -24,9 +24,9 @@ from pipeline.ports import Query
 from pipeline.products.catalogue import load_product
 from pipeline.recipe import LoadedRecipe, Recipe
 from pipeline.records import Scene, Unusable
-from pipeline.stages.newest import deduplicate, version_of
-from pipeline.stages.questions import queries
-from pipeline.stages.search import normalise
+from pipeline.stages.search.newest import deduplicate, version_of
+from pipeline.stages.search.normalise import normalise
+from pipeline.stages.search.questions import queries
 from pipeline.store.tables import from_rows, to_rows
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"

@@ -8,9 +8,9 @@ import pytest
 import shapely
 
 from pipeline.raster.zones import to_plane
-from pipeline.stages.footprints import Footprints
-from pipeline.stages.ragged import Ragged
-from pipeline.stages.warped import in_zones
+from pipeline.stages.plan.footprints import Footprints
+from pipeline.stages.plan.ragged import Ragged
+from pipeline.stages.plan.warped import in_zones
 
 
 def cut(*shapes: shapely.Geometry) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.Array]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pipeline.recipe import LoadedRecipe, Recipe
 from pipeline.records import Scene
-from pipeline.sources.disk import DiskSource
-from pipeline.sources.remote import RemoteSource
+from pipeline.sources.bytes.disk import DiskSource
+from pipeline.sources.bytes.remote import RemoteSource
 from pipeline.task.shard import sources_of
 
 

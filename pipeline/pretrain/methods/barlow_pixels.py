@@ -2,7 +2,7 @@
 
 Braham et al. 2022, "Self Supervised Learning for Few Shot Hyperspectral Image Classification"
 (arXiv 2206.12117), pretrains on the pixels of a scene and then needs few labels. Nothing but the
-idea is published; augmentations (`pipeline.pretrain.spectra`) and pairs are our own choice: two
+idea is published; augmentations (`pipeline.pretrain.encoders.spectra`) and pairs are our own: two
 windows a few pixels apart are a pair, as neighbours mostly show the same material.
 """
 
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pipeline.pretrain.encoders.spectra import disturb
 from pipeline.pretrain.methods.barlow import BarlowTwins
 from pipeline.pretrain.methods.method import Learned, View
 from pipeline.pretrain.ranks import rank
-from pipeline.pretrain.spectra import disturb
 
 #: How far apart the two windows of a pair are at most, in y and in x.
 NEIGHBOURHOOD_PX = 2

@@ -108,7 +108,7 @@ class MAE(Method):
     Parameters
     ----------
     encoder : timm VisionTransformer
-        Without class or register tokens (`pipeline.pretrain.backbones` builds it so).
+        Without class or register tokens (`pipeline.pretrain.encoders.backbones` builds it so).
     bands : int
     mask_fraction : float
         Share of hidden tokens.

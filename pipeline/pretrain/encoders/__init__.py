@@ -1,0 +1,1 @@
+"""Backbones, and what may stand before them."""

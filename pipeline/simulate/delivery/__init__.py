@@ -1,0 +1,1 @@
+"""What providers make of the truth: orbits, scenes, files, items."""

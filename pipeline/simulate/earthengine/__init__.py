@@ -1,0 +1,1 @@
+"""The archive as Earth Engine would serve it."""

@@ -1,0 +1,1 @@
+"""The archive on the network: item search, files by range, logins, faults."""

@@ -1,0 +1,1 @@
+"""Byte ranges of files, wherever they lie: web servers, buckets, disks."""

@@ -1,0 +1,1 @@
+"""Earth Engine: its images as items, and their pixels."""

@@ -1,0 +1,1 @@
+"""Product folders on disk as items."""

@@ -1,0 +1,1 @@
+"""Items from STAC: search APIs, static catalogues, tables."""

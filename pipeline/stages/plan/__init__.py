@@ -1,0 +1,1 @@
+"""Plan: which scenes may fill which slot of which place, and in which shard."""

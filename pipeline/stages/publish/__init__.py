@@ -1,0 +1,1 @@
+"""Publish: what a version says of its patches."""

@@ -1,0 +1,1 @@
+"""Sample: which cells of ground a data set is about."""

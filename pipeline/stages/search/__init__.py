@@ -1,0 +1,1 @@
+"""Search: what to ask catalogues, and what their answers mean."""
