@@ -38,8 +38,8 @@ class Comparison:
 def run_compare(loaded: LoadedRecipe, store: ObjectStore) -> Comparison:
     """Search at several providers, write nothing, and count what each of them has.
 
-    Asked are the providers that the recipe lists for a product or, where it lists one, all that
-    serve the product and need no more than their entry in providers.toml.
+    Asked are the providers that the recipe lists for a product or, where it lists one real one, all
+    that serve the product and need no more than their entry in providers.toml.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def run_compare(loaded: LoadedRecipe, store: ObjectStore) -> Comparison:
 
 def _asked(loaded: LoadedRecipe, product: str) -> tuple[str, ...]:
     listed = loaded.wishes[product].providers
-    if len(listed) > 1:
+    if len(listed) > 1 or "simulated" in listed:
         return listed
     known = providers()
     others = (
