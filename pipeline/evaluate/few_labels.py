@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from pipeline.evaluate.features import Features
 from pipeline.evaluate.probes import Bootstrap, Numbers, accuracy, interval
-from pipeline.evaluate.report import MODEL, TITLES, Score
+from pipeline.evaluate.scores import MODEL, TITLES, Score
 from pipeline.evaluate.windows import Windows
 from pipeline.pretrain.data.augment import Augmentation
 from pipeline.pretrain.encoders.backbones import width_of

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.evaluate.features import Features
+from pipeline.evaluate.few_labels import FewLabels
 from pipeline.evaluate.probes import (
     CONFIDENCE,
     Bootstrap,
@@ -19,32 +20,11 @@ from pipeline.evaluate.probes import (
     knn,
     linear,
 )
+from pipeline.evaluate.scores import MODEL, TITLES, Score
 from pipeline.evaluate.windows import PARTS, Windows
-
-if TYPE_CHECKING:
-    from pipeline.evaluate.few_labels import FewLabels
-
-#: The model's own features; every other kind is a baseline.
-MODEL = "model"
-#: What the kinds of features are called in tables.
-TITLES = {
-    MODEL: "**this model**",
-    "untrained": "the same encoder, untrained",
-    "image-statistics": "image statistics",
-    "random-filters": "random filters (RCF)",
-}
 
 Probe = Literal["knn", "linear"]
 Verdict = Literal["win", "lose", "draw"]
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """An accuracy on the test part, 0 to 1, and the interval of its redraws."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import textwrap
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pipeline.pretrain.checkpoint import Input, Model
+from pipeline.pretrain.model import Input, Model
 
 #: Bands listed one by one; of an imaging spectrometer's only the first and the last.
 MOST_BANDS = 16

@@ -33,7 +33,6 @@ from torch import Tensor, nn
 
 from pipeline.errors import IntegrityError, RecipeError
 from pipeline.pretrain.card import card
-from pipeline.pretrain.checkpoint import Model
 from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.encoders.backbones import (
     RESNETS,
@@ -42,6 +41,7 @@ from pipeline.pretrain.encoders.backbones import (
     build_encoder,
     width_of,
 )
+from pipeline.pretrain.model import Model
 from pipeline.products.explain import explain
 
 #: Most that the features of an export may differ from the encoder's, relative to their size.

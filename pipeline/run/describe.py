@@ -11,7 +11,6 @@ import numpy as np
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain import checkpoint
-from pipeline.pretrain.checkpoint import Input, Model, Origin
 from pipeline.pretrain.data.joint import join_sensors
 from pipeline.pretrain.encoders.backbones import (
     RESNETS,
@@ -22,6 +21,7 @@ from pipeline.pretrain.encoders.backbones import (
 )
 from pipeline.pretrain.encoders.released import Released, read_released
 from pipeline.pretrain.encoders.wavelength import Sensor
+from pipeline.pretrain.model import Input, Model, Origin
 from pipeline.products.catalogue import Product
 from pipeline.recipe import LoadedRecipe, Pretrain
 from pipeline.store.patches import PatchReader

@@ -16,14 +16,8 @@ from pipeline.evaluate.features import (
     describe_windows,
     read_windows,
 )
-from pipeline.evaluate.report import (
-    MODEL,
-    Evaluation,
-    count_windows,
-    judge,
-    majority_accuracy,
-    markdown,
-)
+from pipeline.evaluate.report import Evaluation, count_windows, judge, majority_accuracy, markdown
+from pipeline.evaluate.scores import MODEL
 from pipeline.evaluate.windows import Windows, check_parts, cut_windows
 from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint

@@ -21,15 +21,15 @@ from pipeline.evaluate.few_labels import (
     soft_nearest,
 )
 from pipeline.evaluate.probes import Numbers
-from pipeline.evaluate.report import MODEL
+from pipeline.evaluate.scores import MODEL
 from pipeline.evaluate.windows import Windows
 from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint
-from pipeline.pretrain.checkpoint import Model
 from pipeline.pretrain.choice import build_method
 from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.methods.method import View
 from pipeline.pretrain.methods.paws import PAWS
+from pipeline.pretrain.model import Model
 from pipeline.recipe import Evaluate
 from pipeline.store.patches import PatchReader
 

@@ -18,10 +18,10 @@ from pipeline.evaluate.features import EncoderFeatures, describe_windows
 from pipeline.evaluate.few_labels import draw_support
 from pipeline.evaluate.probes import Parts, accuracy, knn
 from pipeline.evaluate.windows import Windows, cut_windows
-from pipeline.pretrain.checkpoint import Model
 from pipeline.pretrain.data.batches import Stored
 from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.encoders.wavelength import aim
+from pipeline.pretrain.model import Model
 from pipeline.pretrain.train import Run, Support
 from pipeline.recipe import Evaluate, LoadedRecipe, Pretrain
 from pipeline.store.patches import PatchReader

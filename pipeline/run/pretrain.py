@@ -12,7 +12,6 @@ import numpy as np
 from pipeline.errors import RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint, ranks
-from pipeline.pretrain.checkpoint import Model
 from pipeline.pretrain.data.batches import Share, stream
 from pipeline.pretrain.data.joint import Joint
 from pipeline.pretrain.data.normalise import Normaliser
@@ -21,6 +20,7 @@ from pipeline.pretrain.encoders.backbones import EncoderShape
 from pipeline.pretrain.encoders.released import Released
 from pipeline.pretrain.encoders.spectral import LEAST_BANDS
 from pipeline.pretrain.logs import Journal, open_sinks
+from pipeline.pretrain.model import Model
 from pipeline.pretrain.train import (
     NOTHING,
     Run,

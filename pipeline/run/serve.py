@@ -55,7 +55,7 @@ def _serve_earth_engine(
     stack: ExitStack, folder: Path, port: int, faults: Faults, say: Callable[[str], None]
 ) -> None:
     from pipeline.simulate.earthengine.endpoint import EarthEngineServer
-    from pipeline.sources.earthengine.pixels import KEY
+    from pipeline.sources.earthengine.login import KEY
 
     earth = stack.enter_context(EarthEngineServer(folder, port=port, faults=faults))
     key = (folder / EARTH_ENGINE_KEY).resolve()

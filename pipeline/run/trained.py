@@ -10,10 +10,10 @@ from torch import nn
 from pipeline.errors import RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint
-from pipeline.pretrain.checkpoint import Input, Model
 from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.encoders.backbones import EncoderShape, build_encoder
 from pipeline.pretrain.encoders.wavelength import aim
+from pipeline.pretrain.model import Input, Model
 from pipeline.recipe import LoadedRecipe
 from pipeline.run.describe import input_of, sensor_of
 from pipeline.store.patches import PatchReader

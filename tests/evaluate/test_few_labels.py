@@ -11,7 +11,7 @@ import timm
 import torch
 
 from pipeline.evaluate.few_labels import choose, compare, draw_support, fine_tune, soft_nearest
-from pipeline.evaluate.report import MODEL
+from pipeline.evaluate.scores import MODEL
 from pipeline.evaluate.windows import Windows
 from pipeline.pretrain.methods.method import View
 from pipeline.run.evaluate import run_evaluate

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.evaluate.report import MODEL, judge
+from pipeline.evaluate.report import judge
+from pipeline.evaluate.scores import MODEL
 from pipeline.evaluate.windows import Windows
 from pipeline.run.evaluate import run_evaluate
 from pipeline.run.pretrain import run_pretrain

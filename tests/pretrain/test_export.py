@@ -14,9 +14,9 @@ import torch
 from pipeline.errors import IntegrityError, RecipeError
 from pipeline.pretrain import export as exports
 from pipeline.pretrain.card import card
-from pipeline.pretrain.checkpoint import Model
 from pipeline.pretrain.encoders.backbones import EncoderShape, build_encoder
 from pipeline.pretrain.export import StoredToFeatures, export, load_folder
+from pipeline.pretrain.model import Model
 from pipeline.recipe import Pretrain
 
 PLAIN = EncoderShape("small", 4, 64, 4)

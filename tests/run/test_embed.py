@@ -11,8 +11,8 @@ import torch
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain import checkpoint
-from pipeline.pretrain.checkpoint import Model
 from pipeline.pretrain.encoders.backbones import EncoderShape, build_encoder
+from pipeline.pretrain.model import Model
 from pipeline.recipe import Pretrain
 from pipeline.run import embed
 from pipeline.run.embed import run_embed

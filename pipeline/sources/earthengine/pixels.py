@@ -21,10 +21,6 @@ from pipeline.sources.providers import Provider, check_href
 if TYPE_CHECKING:
     from pipeline.sources.earthengine.session import EarthEngine
 
-#: Environment: path of a service account's key file, and the project that is asked and billed.
-KEY = "TERRASHARD_EARTH_ENGINE_KEY"
-PROJECT = "TERRASHARD_EARTH_ENGINE_PROJECT"
-
 #: Limits of one request. Source: developers.google.com/earth-engine/guides/usage (48 MB, 1,024
 #: bands, 32,768 pixels on a side).
 MOST_BYTES = 48 * 2**20

@@ -29,7 +29,7 @@ from pipeline.errors import GiveUp, RecipeError, TryAgain
 from pipeline.ports import PixelGrid, Query
 from pipeline.sources.bytes.http import explained, retry_after_s
 from pipeline.sources.earthengine.errors import failure_of
-from pipeline.sources.earthengine.pixels import KEY, PROJECT
+from pipeline.sources.earthengine.login import KEY, PROJECT
 from pipeline.sources.providers import Provider
 
 _CONNECT_S = 10.0
