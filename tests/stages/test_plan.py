@@ -457,6 +457,17 @@ def test_the_order_of_rows_does_not_matter(job: Any, random: Any) -> None:
 
 @LAWS
 @given(jobs())
+def test_a_multipolygon_of_one_part_is_that_polygon(job: Any) -> None:
+    loaded, cells, scenes = job
+    wrapped = []
+    for row in scenes:
+        parts = shapely.get_parts(shapely.from_wkb(row["geometry"]))
+        wrapped.append(row | {"geometry": shapely.to_wkb(shapely.MultiPolygon(list(parts)))})
+    assert answers(planned(loaded, cells, wrapped)) == answers(planned(loaded, cells, scenes))
+
+
+@LAWS
+@given(jobs())
 def test_shards_are_whole_within_their_limit_and_in_order(job: Any) -> None:
     loaded, cells, scenes = job
     made = planned(loaded, cells, scenes)

@@ -51,9 +51,10 @@ def test_half_planes_say_what_shapely_says(points: list[tuple[int, int]], x: int
     margin = grown.exterior.distance(cell.exterior)
     seen = footprints(hull)
     zero = np.array([0])
-    assert seen.convex(zero).all()
+    held, unclear = seen.hold(zero, *at(10.0 * x, 10.0 * n))
+    assert not unclear.any()
     if margin > 0.01:
-        assert seen.hold(zero, *at(10.0 * x, 10.0 * n)).tolist() == [grown.contains(cell)]
+        assert held.tolist() == [grown.contains(cell)]
     for number, corner in enumerate(cell.exterior.coords[:4]):
         point = shapely.Point(corner)
         if grown.exterior.distance(point) > 0.01:
@@ -63,23 +64,69 @@ def test_half_planes_say_what_shapely_says(points: list[tuple[int, int]], x: int
 
 
 PENTAGRAM = [(np.sin(4 * np.pi * k / 5) * 500, np.cos(4 * np.pi * k / 5) * 500) for k in range(5)]
+SQUARE = shapely.box(-200, -200, 200, 200)
+DENT = shapely.Polygon([(-200, -200), (200, -200), (0, 0), (200, 200), (-200, 200)])
+HOLE = SQUARE.difference(shapely.box(-20, -20, 20, 20))
+PARTS = shapely.union(shapely.box(-200, -200, -9, 200), shapely.box(9, -200, 200, 200))
 
 
 @pytest.mark.parametrize(
-    ("polygon", "convex"),
+    ("polygon", "held", "unclear"),
     [
-        (shapely.box(-200, -200, 200, 200), True),
-        (shapely.box(-200, -200, 200, 200, ccw=False), True),
-        (shapely.segmentize(shapely.box(-200, -200, 200, 200), 50), True),
-        (shapely.Polygon([(-200, -200), (200, -200), (0, 0), (200, 200), (-200, 200)]), False),
-        (shapely.box(-200, -200, 200, 200).difference(shapely.box(-20, -20, 20, 20)), False),
-        (shapely.union(shapely.box(-200, -200, -9, 200), shapely.box(9, -200, 200, 200)), False),
-        (shapely.Polygon(PENTAGRAM), False),
-        (shapely.Polygon(), False),
+        (SQUARE, True, False),
+        (SQUARE.reverse(), True, False),
+        (shapely.segmentize(SQUARE, 50), True, False),
+        (shapely.MultiPolygon([SQUARE]), True, False),
+        (DENT, False, True),
+        (HOLE, False, True),
+        (PARTS, False, True),
+        (shapely.Polygon(PENTAGRAM), False, True),
+        (shapely.Polygon(), False, True),
+        (shapely.LineString([(-500, -500), (500, 500)]), False, True),
     ],
 )
-def test_only_convex_polygons_go_the_fast_way(polygon: shapely.Geometry, convex: bool) -> None:
-    assert footprints(polygon).convex(np.array([0])).tolist() == [convex]
+def test_half_planes_settle_convex_polygons_and_leave_others_open(
+    polygon: shapely.Geometry, held: bool, unclear: bool
+) -> None:
+    answer = footprints(polygon).hold(np.array([0]), *at(0.0, 0.0))
+    assert [row.tolist() for row in answer] == [[held], [unclear]]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-1, 1), st.floats(0.85, 1)), min_size=3, max_size=40),
+    st.integers(0, 2),
+    st.tuples(st.integers(-140, 140), st.integers(-140, 140)),
+)
+def test_where_half_planes_decide_shapely_does_not_contradict(
+    spokes: list[tuple[float, float]], holes: int, place: tuple[int, int]
+) -> None:
+    """Stars with shallow dents, with holes or without: what is held is covered, and the reverse."""
+    turns = np.sort([turn for turn, _ in spokes]) * np.pi
+    reach = 1500 * np.array([share for _, share in spokes])
+    star = shapely.Polygon(np.stack([reach * np.cos(turns), reach * np.sin(turns)], axis=1))
+    star = star.buffer(0)
+    for k in range(holes):
+        star = shapely.difference(star, shapely.box(400 * k, -50, 400 * k + 30, 20))
+    seen, zero = footprints(star), np.array([0])
+    x, n = 10.0 * place[0], 10.0 * place[1]
+    held, unclear = seen.hold(zero, *at(x, n))
+    rows = Ragged(np.array([1]), zero)
+    if not unclear.any():
+        whole = seen.cover(rows, *at(x, n), contained=True).counts
+        assert whole.tolist() == held.tolist()
+        if held.any():
+            assert seen.corners(zero, *at(x, n)).all()
+
+
+def test_a_shallow_dent_leaves_only_its_edge_open() -> None:
+    dented = shapely.Polygon([(-5e4, -5e4), (5e4, -5e4), (4.96e4, 0), (5e4, 5e4), (-5e4, 5e4)])
+    place = np.array([0.0, 40_000.0, 49_700.0, 50_300.0])
+    many = np.zeros(4, dtype=np.int64)
+    x, n, half = 5e5 + place, np.full(4, 5e6), np.full(4, HALF_M)
+    held, unclear = footprints(dented).hold(many, x, n, half)
+    assert held.tolist() == [True, True, False, False]
+    assert unclear.tolist() == [False, False, True, False]
 
 
 def test_two_that_touch_cover_what_neither_contains() -> None:
@@ -113,9 +160,9 @@ def test_a_footprint_ends_where_its_pixels_end() -> None:
     wide = shapely.box(-3e5, -3e5, 3e5, 3e5)
     seen = footprints(wide)
     zero = np.array([0])
-    assert seen.hold(zero, *at(0.0, 0.0)).tolist() == [True]
-    assert seen.hold(zero, *at(1e5 - 96, 0.0)).tolist() == [True]
-    assert seen.hold(zero, *at(1e5 - 94, 0.0)).tolist() == [False]
+    assert seen.hold(zero, *at(0.0, 0.0))[0].tolist() == [True]
+    assert seen.hold(zero, *at(1e5 - 96, 0.0))[0].tolist() == [True]
+    assert seen.hold(zero, *at(1e5 - 94, 0.0))[0].tolist() == [False]
     assert cover(seen, [0], x=1e5 - 94, contained=True) == []
     assert cover(seen, [0], x=1e5 - 94, contained=False) == [0]
 
@@ -128,8 +175,7 @@ def test_what_cannot_be_read_has_seen_nothing() -> None:
     seen = Footprints(pa.array(wkb, pa.large_binary()), np.full(4, 33), bounds, 5.0)
     scenes = np.arange(4)
     x, n, half = (np.repeat(value, 4) for value in at(0.0, 0.0))
-    assert not seen.hold(scenes, x, n, half).any()
-    assert not seen.convex(scenes).any()
+    assert not seen.hold(scenes, x, n, half)[0].any()
     assert cover(seen, [0, 1, 2, 3], contained=False) == []
 
 
@@ -146,6 +192,6 @@ def test_the_antimeridian_is_no_edge() -> None:
     bounds = np.tile([0.0, 0.9e6, 1e6, 1.3e6], (2, 1))
     seen = Footprints(pa.array(wkb, pa.large_binary()), np.array([1, 1]), bounds, 5.0)
     where = (*to_plane([-180.0], [lat.mean()], [1]), np.array([HALF_M]))
-    assert seen.hold(np.array([0]), *where).tolist() == [True]
+    assert seen.hold(np.array([0]), *where)[0].tolist() == [True]
     split = Ragged(np.array([1]), np.array([1]))
     assert seen.cover(split, *where, contained=True).values.tolist() == [1]

@@ -52,3 +52,13 @@ def test_cells_inside_are_held_and_cells_across_the_edge_are_not(lon: float, lat
         for k in range(3)
     ]
     assert held == [True, False, False]
+
+
+def test_equal_outlines_are_cut_once_and_serve_each_scene() -> None:
+    here, there = shapely.box(10, 45, 11, 46), shapely.box(-60, 5, -59, 6)
+    which, zone, bounds, outlines = cut(here, there, here)
+    assert which.tolist() == sorted(which.tolist())
+    for column in (zone, bounds, np.array(outlines.to_pylist())):
+        assert (column[which == 0] == column[which == 2]).all()
+    assert set(zone[which == 1]) == set(cut(there)[1])
+    assert len(outlines.dictionary) < len(outlines)

@@ -168,11 +168,10 @@ class Acquisitions:
         scenes = lists.scenes.take(which)
         pair = np.repeat(np.arange(len(which)), scenes.counts)
         there = cells.take(pair)
-        holds = self.scenes.footprints.hold(scenes.values, there.x, there.n, there.half)
-        odd = ~self.scenes.footprints.convex(scenes.values)
+        holds, unclear = self.scenes.footprints.hold(scenes.values, there.x, there.n, there.half)
         # The first scene that contains the cell is taken, unless one before it must be looked at
         # more closely.
-        marked = np.flatnonzero(holds | odd)
+        marked = np.flatnonzero(holds | unclear)
         marked = marked[starts_of_runs(pair[marked])]
         single = np.full(len(which), -1)
         single[pair[marked]] = np.where(holds[marked], scenes.values[marked], -1)

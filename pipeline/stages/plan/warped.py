@@ -9,6 +9,7 @@ import pyarrow as pa
 import shapely
 
 from pipeline.raster.zones import Floats, Ints, to_plane
+from pipeline.stages.ragged import offsets, spans
 
 #: A cell belongs to the zone of its centre, and the bands of zones near Norway and Svalbard are up
 #: to 12 degrees wide: what a zone's cells can show lies so far from its meridian, and no farther.
@@ -26,7 +27,7 @@ def in_zones(outlines: pa.Array) -> tuple[Ints, Ints, Floats, pa.Array]:
     Parameters
     ----------
     outlines : large binary array, shape (scene,)
-        Polygons in longitude and latitude.
+        Polygons in longitude and latitude. Each distinct one is cut once.
 
     Returns
     -------
@@ -34,9 +35,22 @@ def in_zones(outlines: pa.Array) -> tuple[Ints, Ints, Floats, pa.Array]:
         The scene, and the number of the zone.
     bounds : float array, shape (part, 4)
         In the plane of the zone: west, south, east, north, northings from the equator.
-    outlines : large binary array, shape (part,)
+    outlines : dictionary array of large binary, shape (part,)
         Polygons in longitude and latitude, with corners at most `_STEP_DEG` apart.
     """
+    encoded = outlines.dictionary_encode()
+    of_shape, zone, bounds, parts = _cut(encoded.dictionary)
+    # Parts of one shape stand together, so each scene takes a run of them; so the result is by
+    # scene, as a shortlist is sorted.
+    shape = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    count = np.bincount(of_shape, minlength=len(encoded.dictionary))
+    which, part = spans(offsets(count)[:-1][shape], count[shape])
+    cut = pa.DictionaryArray.from_arrays(pa.array(part), parts)
+    return which, zone[part], bounds[part], cut
+
+
+def _cut(outlines: pa.Array) -> tuple[Ints, Ints, Floats, pa.Array]:
+    """Return what `in_zones` does for distinct outlines, by outline."""
     shapes = shapely.from_wkb(outlines.to_numpy(zero_copy_only=False))
     tree = shapely.STRtree(shapes)
     scenes, zones, bounds, parts = [], [], [], []
@@ -51,7 +65,6 @@ def in_zones(outlines: pa.Array) -> tuple[Ints, Ints, Floats, pa.Array]:
             bounds.append(_bounds(part, zone))
             parts.append(part)
     which, number, part = (np.concatenate(column) for column in (scenes, zones, parts))
-    # By scene, as a shortlist is sorted.
     order = np.argsort(which, kind="stable")
     wkb = pa.array(shapely.to_wkb(part[order]), pa.large_binary())
     return which[order], number[order], np.concatenate(bounds)[order], wkb
