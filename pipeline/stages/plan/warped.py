@@ -9,7 +9,7 @@ import pyarrow as pa
 import shapely
 
 from pipeline.raster.zones import Floats, Ints, to_plane
-from pipeline.stages.ragged import offsets, spans
+from pipeline.stages.plan.ragged import offsets, spans
 
 #: A cell belongs to the zone of its centre, and the bands of zones near Norway and Svalbard are up
 #: to 12 degrees wide: what a zone's cells can show lies so far from its meridian, and no farther.
