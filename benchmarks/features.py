@@ -13,7 +13,7 @@ As timm builds it, and hence the product, the last norm of each of its blocks st
 it sees little of its neighbours. Beside it stands one whose norms start at 1: harder to beat.
 
 All runs use AdamW: they are too short for the schedules of the papers. Settings were chosen in
-another world with other seeds (`--world 1 --first-seed 100`), which are left out. Differences are
+another world with another seed (`--world 1 --first-seed 100`), which are left out. Differences are
 of macro accuracy in points, with the 95 % interval of Student's t over the seeds, and the number of
 seeds in which they are above 0; the data set and its test windows are the same for all seeds.
 """
