@@ -200,8 +200,10 @@ def test_no_pixel_sees_another():
 
 
 def test_one_state_serves_any_number_of_bands():
-    large = adapter(224)
-    large.load_state_dict(adapter(75).state_dict())
+    small, large = adapter(75), adapter(224)
+    large.load_state_dict(small.state_dict())
+    assert all(map(torch.equal, small.parameters(), large.parameters()))
+    assert torch.isfinite(large(image(224))).all()
 
 
 @pytest.mark.parametrize("backbone", ["spec_resnet18", "spec_vit_tiny"])

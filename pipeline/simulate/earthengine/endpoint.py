@@ -11,16 +11,13 @@ from __future__ import annotations
 import io
 import json
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, cast
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -28,12 +25,12 @@ import rasterio
 from rasterio import Affine
 from rasterio.io import MemoryFile
 
-from pipeline.errors import RecipeError
 from pipeline.simulate.earthengine.accounts import Accounts, BadGrant
 from pipeline.simulate.earthengine.graph import EarthEngineRefusal, evaluate, invalid, shipped
 from pipeline.simulate.earthengine.images import Grid, Image, Pixels
 from pipeline.simulate.earthengine.shelves import load_world
 from pipeline.simulate.service.faults import FaultDice, Faults
+from pipeline.simulate.service.loopback import Loopback, LoopbackHandler
 
 #: Limits of one request, and of one project (developers.google.com/earth-engine/guides/usage).
 MOST_BYTES = 48 * 2**20
@@ -42,7 +39,6 @@ MOST_PX = 32_768
 MOST_IN_FLIGHT = 40
 _MAX_BODY_BYTES = 10 * 2**20
 
-_LOOPBACK = "127.0.0.1"
 _CALL = re.compile(r"/v1(?:alpha)?/projects/([^/]+)/(algorithms|value:compute|image:computePixels)")
 _PIXEL_KEYS = {"expression", "fileFormat", "grid", "bandIds", "workloadTag"}
 #: Faults by which less comes than was announced.
@@ -64,7 +60,7 @@ _PASSING = {
 }
 
 
-class EarthEngineServer:
+class EarthEngineServer(Loopback):
     """Serves one archive folder while the `with` block lasts.
 
     Parameters
@@ -114,30 +110,10 @@ class EarthEngineServer:
         self.most_in_flight = 0
         self._in_flight = 0
         self._lock = threading.Lock()
-        try:
-            self._http = _Server((_LOOPBACK, port), _Handler)
-        except OSError as error:
-            raise RecipeError(f"cannot listen on {_LOOPBACK}:{port}: {error.strerror}.") from error
-        self._http.earth = self
-        self.url = f"http://{_LOOPBACK}:{self._http.server_address[1]}"
+        super().__init__(_Handler, port)
         # Tokens are made by another host than the one that is asked, as at Google.
-        token_uri = f"http://localhost:{self._http.server_address[1]}/token"
+        token_uri = f"http://localhost:{self.port}/token"
         self.accounts = Accounts(project, token_uri)
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
@@ -259,31 +235,16 @@ def _geotiff(layers: dict[str, Pixels], grid: Grid) -> bytes:
         return bytes(memory.read())
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-    earth: EarthEngineServer
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing when a client hangs up; anything else is a fault of this server."""
-        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
-            super().handle_error(request, client_address)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # keep-alive
-    disable_nagle_algorithm = True
-    timeout = 60
-    server: _Server
+class _Handler(LoopbackHandler):
+    @property
+    def _earth(self) -> EarthEngineServer:
+        return cast(EarthEngineServer, self.server.owner)
 
     def do_GET(self) -> None:
         self._answer()
 
     def do_POST(self) -> None:
         self._answer()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet."""
 
     def _answer(self) -> None:
         body = self._body()
@@ -313,7 +274,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(length)
 
     def _route(self, path: str, body: bytes) -> tuple[bytes, str]:
-        earth = self.server.earth
+        earth = self._earth
         if path == "/$discovery/rest":
             return shipped("cloud_api_discovery_document.json"), _JSON
         if path == "/token":
@@ -363,7 +324,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in _PASSING:
             raise _refusal(fault)
         if fault == "stalled":
-            time.sleep(self.server.earth.faults.stall_s)
+            time.sleep(self._earth.faults.stall_s)
         self.close_connection = True
         raise ConnectionResetError
 
@@ -375,7 +336,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response_only(status)
         headers = {"Content-Type": kind, "Content-Length": str(length)}
         if status == HTTPStatus.TOO_MANY_REQUESTS:
-            headers["Retry-After"] = str(self.server.earth.faults.retry_after_s)
+            headers["Retry-After"] = str(self._earth.faults.retry_after_s)
         for key, value in headers.items():
             self.send_header(key, value)
         self.end_headers()

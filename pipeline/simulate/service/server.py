@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from pipeline.errors import RecipeError
 from pipeline.simulate.service.catalogue import Answer, Catalogue
 from pipeline.simulate.service.faults import BROKEN_PAGES, Fault, FaultDice, Faults, corrupt_place
 from pipeline.simulate.service.guards import (
@@ -33,10 +29,10 @@ from pipeline.simulate.service.guards import (
     token,
     verdict,
 )
+from pipeline.simulate.service.loopback import Loopback, LoopbackHandler
 from pipeline.simulate.service.ranges import Unsatisfiable, parse_ranges
 from pipeline.simulate.service.wishes import Refused
 
-_LOOPBACK = "127.0.0.1"
 _BOUNDARY = "terrashard-range-boundary"
 _PIECE_BYTES = 1 << 20
 _MAX_BODY_BYTES = 1 << 20
@@ -66,7 +62,7 @@ _STATUS = {
 }
 
 
-class ArchiveServer:
+class ArchiveServer(Loopback):
     """Serves one archive folder while the `with` block lasts.
 
     Parameters
@@ -113,31 +109,7 @@ class ArchiveServer:
         self._catalogue = Catalogue.read(folder, self.faults)
         self.requests = 0
         self._count = threading.Lock()
-        try:
-            self._http = _Server((_LOOPBACK, port), _Handler)
-        except OSError as error:
-            raise RecipeError(f"cannot listen on {_LOOPBACK}:{port}: {error.strerror}.") from error
-        self._http.archive = self
-        self.url = f"http://{_LOOPBACK}:{self._http.server_address[1]}"
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
-
-    def wait(self) -> None:
-        """Block until the server is stopped (a keyboard interrupt ends the wait)."""
-        self._thread.join()
+        super().__init__(_Handler, port)
 
     def count_request(self) -> None:
         """Count one request for a file."""
@@ -154,22 +126,10 @@ class ArchiveServer:
         return self._catalogue.answer(self.url, method, path, query, body, fault)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-    archive: ArchiveServer
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing when a client hangs up; anything else is a fault of this server."""
-        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
-            super().handle_error(request, client_address)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # keep-alive
-    disable_nagle_algorithm = True
-    timeout = 60
-    server: _Server
+class _Handler(LoopbackHandler):
+    @property
+    def _archive(self) -> ArchiveServer:
+        return cast(ArchiveServer, self.server.owner)
 
     def do_GET(self) -> None:
         self._dispatch("GET")
@@ -179,9 +139,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self._dispatch("POST")
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet: requests are counted, not printed."""
 
     def _dispatch(self, method: str) -> None:
         parts = urlsplit(self.path)
@@ -201,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _page(self, method: str, path: str, query: dict[str, str], body: Any) -> None:
         """Answer a request for a catalogue's document."""
-        archive = self.server.archive
+        archive = self._archive
         asked = json.dumps([method, query, body], sort_keys=True)
         fault = self._late(archive.dice.throw_page(path, asked))
         if fault is None or fault in BROKEN_PAGES:
@@ -230,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
     # --- files -------------------------------------------------------------------------------
 
     def _file(self, relative: str, query: dict[str, str]) -> None:
-        guarded = self.server.archive.guarded
+        guarded = self._archive.guarded
         stop = verdict(relative, query, self.headers["Authorization"]) if guarded else None
         self._read(relative, stop)
 
@@ -240,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _read(self, relative: str, stop: Verdict | None) -> None:
         """Answer a request for a file, unless something stops it."""
-        archive = self.server.archive
+        archive = self._archive
         archive.count_request()
         root = (archive.folder / "files").resolve()
         path = (root / relative).resolve()
@@ -259,11 +216,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Wait if that is what goes wrong, and return what else does."""
         if fault != "latency":
             return fault
-        time.sleep(self.server.archive.faults.latency_s)
+        time.sleep(self._archive.faults.latency_s)
         return None
 
     def _fail(self, fault: Fault | Verdict) -> None:
-        faults = self.server.archive.faults
+        faults = self._archive.faults
         if fault in ("reset", "stalled"):
             time.sleep(faults.stall_s if fault == "stalled" else 0)
             self.close_connection = True
