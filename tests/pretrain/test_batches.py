@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -125,9 +127,16 @@ def test_a_damaged_shard_stops_the_stream_with_its_name(published):
 
 
 def test_a_stream_may_be_left_in_the_middle(readers):
+    before = set(threading.enumerate())
     endless = stream(readers, picks(readers), start=0, stop=10**9, threads=2)
     next(endless)
+    # Threads that decode belong to the reader, which goes on.
+    working = {t for t in threading.enumerate() if t.name.startswith("batches")} - before
+    assert working
     endless.close()
+    for thread in working:
+        thread.join(timeout=10)
+        assert not thread.is_alive(), "it goes on after the stream"
 
 
 def test_a_pair_of_products_is_of_one_location_and_slot(readers):
