@@ -27,20 +27,23 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import rasterio
 
-from pipeline.recipe import load_recipe
+from pipeline.recipe import LoadedRecipe, load_recipe
 from pipeline.records import Scene
 from pipeline.run.search import Answers, locations_of
 from pipeline.simulate.world.catalogue import WorldServer
 from pipeline.simulate.world.scenes import scene_tables
 from pipeline.sources.providers import provider_of
 from pipeline.sources.stac.catalogue import Catalogue
-from pipeline.stages.search.questions import queries
+from pipeline.stages.search.beside import LEADER_COLUMNS
+from pipeline.stages.search.questions import facts_of, queries
 from pipeline.store.layout import SCENES
 from pipeline.store.objects import open_store
-from pipeline.store.tables import append, from_rows
+from pipeline.store.tables import append, from_rows, read_all
 
 RECIPES = (
     "ssl4eo-s12",
@@ -210,13 +213,23 @@ def count_calls(name: str, url: str, folder: Path, cut: Cut) -> None:
         locations = locations_of(loaded, open_store(str(root)))
     print(f"\n### {name}, calls\n\n| product | provider | questions | items | calls |")
     print("|---|---|---|---|---|", flush=True)
-    total = 0
-    for product, wish in loaded.wishes.items():
+    total, leaders = 0, dict[str, pa.Table]()
+    for product in loaded.leaders_first():
+        wish = loaded.wishes[product]
         for provider in wish.providers:
             if wish.path is not None:
                 continue
-            asked = queries(loaded, product, locations, provider=provider)
             there = provider_of(loaded, product, provider)
+            asked = queries(
+                loaded,
+                product,
+                locations,
+                leaders=leaders.get(loaded.leader[product]),
+                provider=provider,
+                page_size=there.items_a_page(
+                    facts_of(loaded.products[product], provider).collection
+                ),
+            )
             there = there.model_copy(update={"requests_per_s": 1e6})
             with Catalogue(there) as catalogue:
                 items = sum(1 for query in asked for _ in catalogue.search(query))
@@ -225,12 +238,22 @@ def count_calls(name: str, url: str, folder: Path, cut: Cut) -> None:
             print(
                 f"| {product} | {provider} | {len(asked):,} | {items:,} | {calls:,} |", flush=True
             )
+        if locations is None and product in {wish.follows for wish in loaded.wishes.values()}:
+            leaders[product] = leading_scenes(loaded, product)
     each = (
         ""
         if locations is None
         else f", {1000 * total / locations.num_rows:.1f} per 1,000 locations"
     )
     print(f"\n{total:,} calls{each}", flush=True)
+
+
+def leading_scenes(loaded: LoadedRecipe, product: str) -> pa.Table:
+    """Return the scenes that `search` would find of a product that others follow."""
+    provider = loaded.wishes[product].providers[0]
+    asked = queries(loaded, product, None, provider=provider)
+    tables = scene_tables(loaded, product, provider, asked)
+    return pa.concat_tables(table.select(list(LEADER_COLUMNS)) for table in tables)
 
 
 def plan_table(name: str, url: str, folder: Path, cut: Cut) -> None:
@@ -246,16 +269,21 @@ def plan_table(name: str, url: str, folder: Path, cut: Cut) -> None:
     if not after_search and not (root / "locations").exists():
         spend(sample)
     locations = locations_of(loaded, store)
-    for product, wish in loaded.wishes.items():
+    leaders = None
+    for product in loaded.leaders_first():
+        wish = loaded.wishes[product]
         provider = wish.providers[0]
-        asked = queries(loaded, product, locations, provider=provider)
+        if locations is None and loaded.leader[product] != product:
+            found = read_all(store, SCENES, Scene, columns=LEADER_COLUMNS)
+            leaders = found.filter(pc.field("product") == loaded.leader[product])
+        asked = queries(loaded, product, locations, leaders=leaders, provider=provider)
         if wish.path is None:
             for table in scene_tables(loaded, product, provider, asked):
                 append(store, SCENES, table, Scene)
         else:
             rows = Answers(loaded, product, provider).rows(asked)
-            found = [row for row in rows if isinstance(row, Scene)]
-            append(store, SCENES, from_rows(found, Scene), Scene)
+            maps = [row for row in rows if isinstance(row, Scene)]
+            append(store, SCENES, from_rows(maps, Scene), Scene)
     if after_search:
         spend(sample)
     plan = spend(["plan", str(recipe), "--root", str(root), "--dry-run"])

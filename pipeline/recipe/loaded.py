@@ -170,6 +170,10 @@ class LoadedRecipe:
         """Return a path of the recipe, relative to its folder."""
         return (self.folder / relative).resolve()
 
+    def leaders_first(self) -> tuple[str, ...]:
+        """Return the products, each after the one that it follows."""
+        return tuple(sorted(self.products, key=lambda product: self.leader[product] != product))
+
     def stages(self) -> tuple[str, ...]:
         """Return the stages in the order in which this recipe runs them (the only place to know).
 

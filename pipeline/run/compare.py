@@ -7,15 +7,19 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import pyarrow as pa
+
 from pipeline.errors import GiveUp, TryAgain
 from pipeline.ports import ObjectStore, Query
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Scene
 from pipeline.run.search import Answers, locations_of
 from pipeline.sources.providers import providers
+from pipeline.stages.search.beside import LEADER_COLUMNS
 from pipeline.stages.search.gaps import Gap, Tally
 from pipeline.stages.search.questions import queries
 from pipeline.store.layout import is_claimed
+from pipeline.store.tables import from_rows
 
 
 @dataclass(slots=True)
@@ -51,12 +55,21 @@ def run_compare(loaded: LoadedRecipe, store: ObjectStore) -> Comparison:
     is_claimed(store, loaded)
     locations = locations_of(loaded, store)
     result, errors = Comparison(), list[TryAgain | GiveUp]()
-    for product in loaded.products:
+    leaders: dict[str, pa.Table] = {}
+    for product in loaded.leaders_first():
         found: dict[str, list[Scene]] = {}
         months: set[str] = set()
         for name in _asked(loaded, product):
-            # A scene that one provider finds cloudier than another is missing nowhere.
-            questions = queries(loaded, product, locations, provider=name, all_weathers=True)
+            # All are asked the same, and for all weathers: a scene that one provider finds cloudier
+            # than another is missing nowhere.
+            questions = queries(
+                loaded,
+                product,
+                locations,
+                leaders=leaders.get(loaded.leader[product]),
+                provider=name,
+                all_weathers=True,
+            )
             months |= _months(questions)
             try:
                 with closing(Answers(loaded, product, name)) as answers:
@@ -66,6 +79,9 @@ def run_compare(loaded: LoadedRecipe, store: ObjectStore) -> Comparison:
             except (TryAgain, GiveUp) as error:
                 errors.append(error)
                 result.silent.append(f"{product}: {error}")
+        if locations is None and product in loaded.leader.values():
+            scenes = [scene for scenes in found.values() for scene in scenes]
+            leaders[product] = from_rows(scenes, Scene).select(list(LEADER_COLUMNS))
         tally = Tally(product, tuple(found))
         for scene in (scene for scenes in found.values() for scene in scenes):
             tally.add(scene)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import GiveUp, RecipeError, TryAgain
 from pipeline.ports import ObjectStore, Query
@@ -22,9 +23,10 @@ from pipeline.sources.local.folders import local_items
 from pipeline.sources.providers import Provider, check_href, provider_of
 from pipeline.sources.stac.catalogue import Catalogue
 from pipeline.sources.stac.geoparquet import bulk_items
+from pipeline.stages.search.beside import LEADER_COLUMNS
 from pipeline.stages.search.newest import version_of
 from pipeline.stages.search.normalise import UNASKED, normalise
-from pipeline.stages.search.questions import queries
+from pipeline.stages.search.questions import facts_of, queries
 from pipeline.store.layout import LOCATIONS, SCENES, claim, is_claimed, numbered
 from pipeline.store.tables import append, from_rows, next_number, read_all, write_table
 
@@ -77,9 +79,10 @@ def run_search(
     requests = new = 0
     preferred = {product: wish.providers for product, wish in loaded.wishes.items()}
     with _collecting_rarely(), Spool(_baselines(store), preferred) as spool:
-        for product_id in loaded.products:
+        for product_id in loaded.leaders_first():
             before = len(spool.newest)
-            asked = _ask_all(loaded, product_id, locations, spool, unusable)
+            leaders = _leaders(loaded, product_id, store, spool) if locations is None else None
+            asked = _ask_all(loaded, product_id, locations, leaders, spool, unusable)
             requests += asked.requests
             silent += asked.silent
             found[product_id] = len(spool.newest) - before
@@ -140,7 +143,8 @@ class _Asked:
 def _ask_all(
     loaded: LoadedRecipe,
     product_id: str,
-    locations: Any,
+    locations: pa.Table | None,
+    leaders: pa.Table | None,
     spool: Spool,
     unusable: list[Unusable],
 ) -> _Asked:
@@ -151,9 +155,16 @@ def _ask_all(
     """
     names, asked = loaded.wishes[product_id].providers, _Asked()
     for name in names:
-        questions = queries(loaded, product_id, locations, provider=name)
         lost: list[Unusable] = []
         with closing(Answers(loaded, product_id, name)) as answers, Spool({}) as part:
+            questions = queries(
+                loaded,
+                product_id,
+                locations,
+                leaders=leaders,
+                provider=name,
+                page_size=answers.page_size,
+            )
             kept = spool if len(names) == 1 else part
             try:
                 for row in answers.rows(questions):
@@ -195,6 +206,12 @@ class Answers:
         """Close the connections."""
         if self._catalogue is not None:
             self._catalogue.close()
+
+    @property
+    def page_size(self) -> int:
+        """Items that come at once."""
+        collection = facts_of(self._product, self.provider.name).collection
+        return self.provider.items_a_page(collection)
 
     def rows(self, questions: list[Query]) -> Iterator[Scene | Unusable]:
         """Yield a row for each item that answers one of the questions.
@@ -286,6 +303,19 @@ def locations_of(
     if not table.num_rows:
         raise RecipeError(f"{store.url} has no locations yet; run `terrashard sample` first.")
     return table if newest is None else table.sort_by([("index", "descending")]).slice(0, newest)
+
+
+def _leaders(
+    loaded: LoadedRecipe, product_id: str, store: ObjectStore, spool: Spool
+) -> pa.Table | None:
+    """Return the scenes of the product that this one follows, in the root and found just now; None
+    if it follows none."""
+    leader = loaded.leader[product_id]
+    if leader == product_id:
+        return None
+    stored = read_all(store, SCENES, Scene, columns=LEADER_COLUMNS)
+    parts = [stored, *(part.cast(stored.schema) for part in spool.scenes(LEADER_COLUMNS))]
+    return pa.concat_tables(part.filter(pc.field("product") == leader) for part in parts)
 
 
 def _baselines(store: ObjectStore) -> dict[str, str]:

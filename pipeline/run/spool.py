@@ -69,11 +69,17 @@ class Spool:
         self.newest.note_all(scenes)
         self._put_away(scenes)
 
+    def scenes(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield all that came so far, duplicates among it."""
+        for path in self._files:
+            yield pq.read_table(path, columns=None if columns is None else list(columns))
+        waiting = from_rows(self._waiting, Scene)
+        yield waiting if columns is None else waiting.select(list(columns))
+
     def chunks(self) -> Iterator[tuple[pa.Table, list[Unusable]]]:
         """Yield what is new and what is a duplicate, chunk by chunk; call it when all is in."""
-        for path in self._files:
-            yield deduplicate(pq.read_table(path), self.newest)
-        yield deduplicate(from_rows(self._waiting, Scene), self.newest)
+        for scenes in self.scenes():
+            yield deduplicate(scenes, self.newest)
 
     def _put_away(self, scenes: pa.Table) -> None:
         path = Path(self._folder.name) / f"{len(self._files)}.parquet"

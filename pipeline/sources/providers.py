@@ -92,6 +92,10 @@ class Provider(BaseModel):
         stem = f"TERRASHARD_{self.name.upper().replace('-', '_')}"
         return f"{stem}_USER", f"{stem}_PASSWORD"
 
+    def items_a_page(self, collection: str) -> int:
+        """Return how many items of a collection to ask for at once."""
+        return self.page_sizes.get(collection, self.page_size)
+
     @property
     def on_disk(self) -> bool:
         """Whether its files are on this machine: `local`, or a catalogue of one's own in a folder

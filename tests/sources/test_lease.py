@@ -33,6 +33,7 @@ provider = Provider(
     requests_per_s=20, concurrency=2,
 )
 source = open_source(provider, share=share, run=run)
+print("ready", flush=True)
 input()
 with ThreadPoolExecutor(4) as pool:
     list(pool.map(source.stat, [f"{url}/{sys.argv[4]}-{n}.tif" for n in range(12)]))
@@ -103,18 +104,26 @@ def test_workers_together_keep_concurrency_and_pace(busy: Busy) -> None:
     with ExitStack() as stack:
         workers = [
             stack.enter_context(
-                subprocess.Popen([*command, url, str(1 / 3), "run", str(n)], stdin=subprocess.PIPE)
+                subprocess.Popen(
+                    [*command, url, str(1 / 3), "run", str(n)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
             )
             for n in range(3)
         ]
         for worker in workers:
-            worker.communicate(b"\n", timeout=60)
-        assert [worker.returncode for worker in workers] == [0, 0, 0]
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == b"ready\n"
+        began = time.monotonic()
+        for worker in workers:  # all are told before one is waited for
+            assert worker.stdin is not None
+            worker.stdin.write(b"\n")
+            worker.stdin.flush()
+        assert [worker.wait(timeout=60) for worker in workers] == [0, 0, 0]
     assert len(busy.times) == 36
     assert busy.most <= 2
-    for first, last in zip(busy.times, busy.times[21:], strict=False):
-        assert last - first > 0.9 * 1 / 20, "after a second's worth at once, 20 in a second"
-    assert busy.times[-1] - busy.times[0] > 0.9 * (36 - 20) / 20
+    assert busy.times[-1] - began >= (36 - 20) / 20, "a second's worth at once, then 20 a second"
 
 
 def test_a_worker_that_is_killed_gives_its_place_back() -> None:
@@ -127,9 +136,8 @@ def test_a_worker_that_is_killed_gives_its_place_back() -> None:
         assert mine.part == 1.0
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
-    began = time.monotonic()
-    with mine.place():
-        assert time.monotonic() - began < 1
+    with mine.place():  # a place that is not given back would be waited for without end
+        pass
 
 
 def limits(run: str = "run", *, attempts: int = 1) -> Limits:
@@ -145,13 +153,13 @@ def failing(failure: str, retry_after_s: float | None = None) -> Any:
 
 def test_a_pause_that_one_is_asked_for_holds_for_all_of_its_run() -> None:
     first, second, other = limits(), limits(), limits("another run")
-    with pytest.raises(TryAgain):
-        first.call(failing("throttled", 0.4))
     began = time.monotonic()
+    with pytest.raises(TryAgain):
+        first.call(failing("throttled", 2))
     other.call(lambda: None)
-    assert time.monotonic() - began < 0.3
+    assert time.monotonic() - began < 2
     second.call(lambda: None)
-    assert time.monotonic() - began > 0.3
+    assert time.monotonic() - began >= 2
 
 
 def test_failures_of_all_open_the_circuit_for_all(monkeypatch: pytest.MonkeyPatch) -> None:

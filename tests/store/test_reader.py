@@ -68,7 +68,8 @@ def test_chunks_are_decoded_where_they_lie_from_few_objects_at_a_time(
     reader = ds.patches("optical")
     with Path(reader._arrays["bands"].path(0)).open("rb") as file:
         told = chunks._in_memory(file.fileno(), 0, 10)  # not every file system tells
-    assert len(reader._decoder._maps) == told
+    maps = len(reader._decoder._maps)
+    assert 1 <= maps <= 2 if told else maps == 0  # two threads may each have opened the last one
 
 
 def test_an_object_that_was_cut_short_is_an_error_and_no_end_of_the_process(

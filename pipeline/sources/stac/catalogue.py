@@ -202,7 +202,7 @@ class Catalogue:
                 bbox=query.bbox,
                 datetime=_interval(query),
                 query=wishes or None,
-                limit=self.provider.page_sizes.get(query.collection, self.provider.page_size),
+                limit=self.provider.items_a_page(query.collection),
             )
         self._io.page = 0
         seen: set[str] = set()

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import shapely
 
 from pipeline.errors import RecipeError
 from pipeline.raster.lattice import Cells, cells_at, cells_from_corners
 from pipeline.raster.zones import Bools, Ints
 from pipeline.recipe import Cities, Grid, LoadedRecipe, Points, Scenes, Uniform
+from pipeline.stages.limits import may_serve
 from pipeline.stages.sample.draws import Draws, drawer_of, in_region
 from pipeline.stages.sample.points import read_points
 from pipeline.stages.sample.tilings import Tiling, tile_region, tile_scenes
@@ -208,13 +208,8 @@ def _tile_scenes(strategy: Scenes, loaded: LoadedRecipe, scenes: pa.Table | None
             f'recipe {loaded.name}: `sample.strategy = "scenes"` tiles what was found; run the '
             "stage `search` first."
         )
-    wish = loaded.wishes[key]
     tiling = tile_scenes(
-        scenes.filter(
-            (pc.field("product") == key)
-            & (_known("cloud_percent", 100.0) <= wish.max_cloud_percent)
-            & (_known("sun_elevation_deg", 90.0) >= wish.min_sun_elevation_deg)
-        ),
+        scenes.filter(may_serve(loaded, key)),
         loaded.lattice,
         loaded.recipe.cell.size_px,
         tolerance_m=loaded.pixel_m(key) / 2,
@@ -225,11 +220,6 @@ def _tile_scenes(strategy: Scenes, loaded: LoadedRecipe, scenes: pa.Table | None
         return tiling
     inside = in_region(*tiling.cells.centres(), strategy.region)
     return Tiling(tiling.cells[inside], [tiling.stratum[k] for k in np.flatnonzero(inside)])
-
-
-def _known(column: str, otherwise: float) -> pc.Expression:
-    """Return a column of scenes with a value for what the catalogue does not state."""
-    return pc.coalesce(pc.field(column), pc.scalar(otherwise))
 
 
 def _take_tiling(tiling: Tiling, before: Ints, last: int) -> Sampled:

@@ -16,6 +16,7 @@ from pipeline.errors import RecipeError
 from pipeline.ports import Query
 from pipeline.products.catalogue import Product, ProviderFacts
 from pipeline.recipe import LoadedRecipe, Scenes
+from pipeline.stages.search.beside import Box, beside
 from pipeline.stages.slots import is_wanted, slots_of
 
 #: Edge of the areas by which locations are grouped, in degrees: a year of Sentinel-2 over one is
@@ -27,8 +28,7 @@ _AREA_DEG = 5
 _LONGEST_DAYS = 400
 #: Edge of the areas in which a region is searched: a month of EnMAP's whole archive is 7,000 items.
 _REGION_DEG = 30
-_Box = tuple[float, float, float, float]
-_WORLD: _Box = (-180.0, -90.0, 180.0, 90.0)
+_WORLD: Box = (-180.0, -90.0, 180.0, 90.0)
 _Span = tuple[datetime | None, datetime | None]
 #: Providers without a search of their own.
 _READ_WHOLE = ("local", "static")
@@ -44,7 +44,9 @@ def queries(
     product_id: str,
     locations: pa.Table | None,
     *,
+    leaders: pa.Table | None = None,
     provider: str | None = None,
+    page_size: int = 100,
     all_weathers: bool = False,
 ) -> list[Query]:
     """Return the questions to ask for one product: few, whatever the number of locations.
@@ -55,8 +57,13 @@ def queries(
     product_id : str
     locations : pa.Table or None
         Location rows. None where scenes come before cells: then the recipe's region is searched.
+    leaders : pa.Table or None
+        Where scenes come before cells: those found of the product that this one follows, if it
+        follows one (`beside.LEADER_COLUMNS`). None: the follower is asked for as any other.
     provider : str or None
         Who is asked; None: the first that the recipe lists.
+    page_size : int
+        Items that come at once.
     all_weathers : bool
         Ask for scenes above the recipe's cloud limit too.
 
@@ -65,7 +72,8 @@ def queries(
     list of Query
         One for each area of 5 degrees that holds locations (its box shrunk to them) and each
         year or so of the wanted times; where a region is searched, one for each of its areas of
-        30 degrees and each calendar month. A box never crosses the antimeridian. Folders and
+        30 degrees and each calendar month, or for a follower as `beside` puts its leader's scenes
+        together. A box never crosses the antimeridian. Folders and
         static catalogues cannot search and are read whole: one for each span of wanted times. A
         product that is not dated is asked for without times.
     """
@@ -74,10 +82,14 @@ def queries(
     facts = facts_of(product, provider)
     only = tuple(_only(facts))
     at_most = () if all_weathers else tuple(_at_most(facts, loaded, product_id))
-    whole = provider in _READ_WHOLE
-    spans: list[_Span] = (
-        [(None, None)] if product.temporal != "dated" else _spans(loaded, product_id)
-    )
+    whole, dated = provider in _READ_WHOLE, product.temporal == "dated"
+    if dated and not whole and locations is None and leaders is not None:
+        pairs = beside(loaded, product_id, leaders, page_size=page_size)
+        return [
+            Query(product.id, facts.collection, box, *span, only=only, at_most=at_most)
+            for box, span in pairs
+        ]
+    spans: list[_Span] = _spans(loaded, product_id) if dated else [(None, None)]
     if not whole:
         cut = _months if locations is None else _years
         spans = [
@@ -162,7 +174,7 @@ def _years(start: datetime, end: datetime) -> Iterator[_Span]:
 
 def _boxes(
     loaded: LoadedRecipe, locations: pa.Table | None, *, whole: bool
-) -> Iterator[_Box | None]:
+) -> Iterator[Box | None]:
     if locations is None:
         sample = loaded.recipe.sample
         region = sample.region if isinstance(sample, Scenes) else None
@@ -186,7 +198,7 @@ def _boxes(
         yield from _cut((west, south, east, north))
 
 
-def _areas(region: _Box) -> Iterator[_Box]:
+def _areas(region: Box) -> Iterator[Box]:
     """Cut a region into areas of at most `_REGION_DEG`, from its south-western corner."""
     west, south, east, north = region
     for low in np.arange(south, north, _REGION_DEG).tolist():
@@ -195,8 +207,8 @@ def _areas(region: _Box) -> Iterator[_Box]:
 
 
 def _cut(
-    region: _Box,
-) -> Iterator[_Box]:
+    region: Box,
+) -> Iterator[Box]:
     """Cut a box that crosses the antimeridian (west > east) in two."""
     west, south, east, north = region
     if west <= east:
