@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import shapely
 
 from benchmarks.dry_run import recipe_text
 from pipeline.ports import Query
 from pipeline.raster.land import is_land
-from pipeline.recipe import LoadedRecipe, load_recipe
+from pipeline.recipe import LoadedRecipe, Recipe, load_recipe
 from pipeline.records import Scene
 from pipeline.run.search import Answers
 from pipeline.simulate.world.catalogue import World, WorldServer
@@ -24,7 +25,9 @@ from pipeline.simulate.world.scenes import scene_tables
 from pipeline.simulate.world.survey import FLIGHTS
 from pipeline.sources.providers import load_provider
 from pipeline.sources.stac.catalogue import Catalogue
-from pipeline.stages.search.questions import facts_of
+from pipeline.stages.plan.plan import plan
+from pipeline.stages.sample.take import take
+from pipeline.stages.search.questions import facts_of, queries
 from pipeline.store.tables import from_rows, to_rows
 
 #: Half a degree of Saxony and the equator's crossing of Kenya's coast: both hemispheres.
@@ -125,3 +128,27 @@ def test_a_place_is_seen_as_often_as_orbits_and_swath_say(mission: str, days: fl
     assert ratio == pytest.approx(1, abs=0.08)
     passes = survey.passes(place[:1], 0, 8 * 365 * 86_400)[2]
     assert np.diff(np.unique(passes)).min() == days * 86_400
+
+
+def test_followers_asked_for_beside_their_leader_plan_the_same() -> None:
+    """Questions by region and month bring hundreds of scenes for each that can serve."""
+    values = load_recipe("triplets").recipe.model_dump()
+    values["sample"]["region"] = (0.0, 40.0, 20.0, 54.0)
+    values["slots"] |= {"start": date(2022, 6, 1), "end": date(2022, 7, 1)}
+    loaded = LoadedRecipe(Recipe.model_validate(values), Path())
+    tables: dict[bool, list[pa.Table]] = {}
+    for beside in (False, True):
+        found: list[pa.Table] = []
+        for product in loaded.leaders_first():
+            provider = loaded.wishes[product].providers[0]
+            leaders = pa.concat_tables(found[:1]) if beside and found else None
+            questions = queries(loaded, product, None, leaders=leaders, provider=provider)
+            found.append(pa.concat_tables(scene_tables(loaded, product, provider, questions)))
+        tables[beside] = found
+    whole, near = (pa.concat_tables(tables[beside]) for beside in (False, True))
+    assert whole.num_rows > 20 * near.num_rows
+    locations = take(loaded, scenes=tables[True][0]).table
+    plans = [plan(loaded, locations, scenes, cutoff=None) for scenes in (whole, near)]
+    assert plans[0].patches.equals(plans[1].patches)
+    filled = [row for row in plans[0].patches.column("candidates").to_pylist() if row]
+    assert len(filled) > 50
