@@ -181,6 +181,8 @@ class Rejected:
     detail: str = ""
 
 
+#: What the dark pixels of a patch's scenes said of the processing offset.
+OffsetAudit = Literal["passed", "silent", "none", ""]
 #: What became of a wanted patch.
 State = Literal["written", "rejected", "failed"]
 
@@ -216,6 +218,11 @@ class LedgerRow:
     mask_source: str
     """What decided the mask: `product` (its quality layers), a method that made it from the image
     where there are none (`toa-thresholds`), or `none`; of several scenes the least of these."""
+    offset_audit: OffsetAudit
+    """What the darkest pixels of its scenes said of the processing offset that the catalogue
+    states: `passed` (they agree), `silent` (the scene is too bright to tell), or `none` (nobody
+    could look: no overview, as at Earth Engine, or no such file); of several scenes the least of
+    these. Empty: the product has no offset, or nothing was written."""
     absent_bands: list[str]
     """Wanted bands that hold only nodata in this patch though the patch was seen."""
     defective_fraction: float | None

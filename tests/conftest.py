@@ -255,6 +255,7 @@ def _row(
         clear_fraction=1.0,
         valid_fraction=float((mask > 0).mean()),
         mask_source="product",
+        offset_audit="",
         absent_bands=[],
         defective_fraction=None,
         saturated_count=0,

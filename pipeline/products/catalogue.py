@@ -163,6 +163,29 @@ class Offset(_Strict):
     """What must be added to a delivered value to remove it: -1000 for Sentinel-2 from 04.00."""
 
 
+class DarkObject(_Strict):
+    """Where the darkest pixels of a scene lie in one band, by which an offset is seen in them.
+
+    As reflectances. What is darkest depends on the level: at the top of the atmosphere the air
+    scatters blue light over water and shadow alike, at the surface it was taken off.
+    """
+
+    bands: tuple[str, ...] = Field(min_length=1)
+    """The band to look at: the first of these that a scene has."""
+    least: float
+    """From here ..."""
+    most: float
+    """... to below here lie the dark objects of a scene that has some."""
+    never_below: float
+    """Below it lies the dark object of no scene, whatever it shows."""
+
+    @model_validator(mode="after")
+    def _ascend(self) -> DarkObject:
+        if not self.never_below <= self.least < self.most:
+            raise ValueError("`never_below`, `least` and `most` of a dark object must ascend")
+        return self
+
+
 class Calibration(_Strict):
     """How delivered numbers become physical ones, where every scene has coefficients of its own."""
 
@@ -249,6 +272,9 @@ class Product(_Strict):
     mask: MaskMethod | None = None
     """What decides where a scene has none of the quality layers; None: nothing does."""
     offsets: tuple[Offset, ...] = ()
+    dark_objects: tuple[DarkObject, ...] = ()
+    """Of bands far apart in wavelength, which must all say the same of an offset; whether a recipe
+    stores them is no matter. Empty: whether a file has the offset is not audited."""
     calibration: Calibration | None = None
     providers: dict[str, ProviderFacts] = {}
     """Provider name (an entry of providers.toml) to its names for this product."""
@@ -271,6 +297,7 @@ class Product(_Strict):
             raise ValueError("has `warp` and `mask_layers`: quality layers are never warped")
         if self.mask is not None:
             self._can_be_masked(self.mask)
+        self._can_be_audited()
         corrected = self.providers.get("earth-engine")
         if corrected is not None and corrected.collection.startswith(_CORRECTED):
             self._stands_alone(corrected.collection)
@@ -292,6 +319,15 @@ class Product(_Strict):
                 f"has Earth Engine's {collection}, which is corrected for terrain, and "
                 f"`providers.{others[0]}`: the two must not mix, and are products of their own"
             )
+
+    def _can_be_audited(self) -> None:
+        """Raise `ValueError` if its dark objects cannot be looked at, or are too few."""
+        there = {band.name for band in self.bands}
+        absent = [name for dark in self.dark_objects for name in dark.bands if name not in there]
+        if absent:
+            raise ValueError(f"has no such bands for `dark_objects`: {', '.join(absent)}")
+        if len(self.dark_objects) == 1:
+            raise ValueError("has `dark_objects` in one band alone, where a bright scene deceives")
 
     def _can_be_masked(self, mask: MaskMethod) -> None:
         """Raise `ValueError` if the product does not hold what its mask method looks at."""

@@ -1,15 +1,18 @@
 """Dark objects: whether a processing offset is in the delivered numbers or not.
 
-Nearly every scene has water, shadow or dense forest somewhere, whose surface reflectance is close
-to 0 in blue light and in the short-wave infrared. With an offset of 1000 in the numbers these lie
-near 1000, without it near 0: a step that no other property of a scene hides. In the real tile
-29UNU (baseline 04.00) 0.1 % of the pixels are below 857 in B02 and below 1011 in B12. A scene of
-bright desert or closed cloud has no dark object, and then nothing is said.
+Nearly every scene has water, shadow or dense forest somewhere, whose reflectance is known within
+some hundredths: close to 0 in the short-wave infrared, and in blue light close to 0 at the surface
+and close to what clear air scatters at the top of the atmosphere. An offset of 0.1 in the numbers
+is a step that no other property of a scene hides. A scene of bright desert or closed cloud has no
+dark object, and then nothing is said. Where dark objects lie is a fact of each product
+(`pipeline.products.catalogue.DarkObject`).
+
+Chavez 1988, doi 10.1016/0034-4257(88)90019-3, has the method, for the haze of a scene.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,12 +24,6 @@ from pipeline.products.catalogue import Product
 _DARKEST_PERCENT = 0.1
 #: Fewer pixels tell nothing.
 _LEAST_PIXELS = 1000
-#: Where the dark objects of both bands lie if the offset is in the numbers, as shares of the
-#: offset: reflectances of -0.02 (atmospheric correction overshoots in blue) to 0.035. Dry sand is
-#: far brighter in the infrared.
-_WITH_OFFSET = (0.8, 1.35)
-#: And below what they lie if an offset is removed that was not there: a reflectance of -0.03.
-_TOO_DARK = -0.3
 
 
 def dark_object(band: NDArray[Any], product: Product) -> float | None:
@@ -56,23 +53,41 @@ def dark_object(band: NDArray[Any], product: Product) -> float | None:
     return float(np.percentile(band[inner], _DARKEST_PERCENT))
 
 
-def contradicts(dark: Sequence[float], *, offset_add: int, product: Product) -> str | None:
-    """Return why the dark objects of a scene contradict what is to be added to it, or None.
+def has_offset(dark: Mapping[str, float], product: Product) -> bool | None:
+    """Return whether the product's offset is in the delivered numbers of a scene.
 
     Parameters
     ----------
-    dark : sequence of float
-        Dark objects of two bands far apart in wavelength; of fewer, nothing is said.
-    offset_add : int
-        What the catalogue's words came to (`Scene.offset_add`).
+    dark : mapping of str to float
+        Dark object of a band by its name, as delivered; one for each of `product.dark_objects`.
+
+    Returns
+    -------
+    bool or None
+        None: they do not tell, because one is absent, or because the scene is bright.
     """
-    step = max((abs(offset.add) for offset in product.offsets), default=0)
-    if len(dark) < 2 or not step:
+    if not product.dark_objects or not product.offsets:
         return None
-    told = " and ".join(f"{value:g}" for value in dark)
-    least, most = (share * step for share in _WITH_OFFSET)
-    if offset_add == 0 and all(least <= value < most for value in dark):
-        return f"dark objects are at {told}, so the offset of {step} is still in the file"
-    if offset_add and all(value + offset_add < _TOO_DARK * step for value in dark):
-        return f"dark objects are at {told}, so the offset of {step} is not in the file"
-    return None
+    add = _offset(product)
+    told = []
+    for known in product.dark_objects:
+        value = next((dark[name] for name in known.bands if name in dark), None)
+        if value is None:
+            return None
+        told.append((known, (value + add) * product.scale + product.offset))
+    # Not even black would be so dark if the offset was there to be removed.
+    if all(without < known.never_below for known, without in told):
+        return False
+    return all(known.least <= without < known.most for known, without in told) or None
+
+
+def contradiction(dark: Mapping[str, float], *, there: bool, product: Product) -> str:
+    """Return in words that the offset is in a file whose catalogue says otherwise, or is not."""
+    told = " and ".join(f"{value:g} in {name}" for name, value in dark.items())
+    state = "still in" if there else "not in"
+    return f"dark objects are at {told}, so the offset of {-_offset(product)} is {state} the file"
+
+
+def _offset(product: Product) -> int:
+    """Return what would have to be added to numbers that hold the product's offset."""
+    return max((offset.add for offset in product.offsets), key=abs)

@@ -244,6 +244,7 @@ def _patch(
         clear_fraction=1.0,
         valid_fraction=1.0,
         mask_source="product" if facts.mask_layers else "none",
+        offset_audit="none" if facts.offsets else "",
         absent_bands=[],
         defective_fraction=None,
         saturated_count=0,

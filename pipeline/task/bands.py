@@ -19,7 +19,7 @@ from pipeline.products.catalogue import Product
 from pipeline.raster.masks import FILL, Fractions, fractions
 from pipeline.raster.statistics import Moments, moments
 from pipeline.raster.warp import Prepare
-from pipeline.records import PlannedPatch, Rejected, Scene
+from pipeline.records import OffsetAudit, PlannedPatch, Rejected, Scene
 from pipeline.stages.extract import Failure, Trial, judge, weakest
 from pipeline.store.shard import ArraySpec, Encoded, encode_patch
 from pipeline.task.coefficients import Coefficients, read_coefficients
@@ -46,6 +46,8 @@ class Pick:
     places: tuple[Placement, ...]
     kept: tuple[tuple[Kept, ...], ...]
     """For each scene what of it was already read for its mask."""
+    offset_audit: OffsetAudit
+    """What the audit of its scenes said, for the ledger."""
     pieces: list[_Piece] = field(default_factory=list)
     awaited: int = 0
     """Files still to be read."""

@@ -76,7 +76,7 @@ def decide(
         while undecided := [trial for trial in trials if trial.open]:
             _by_masks(undecided, lock, quality, audit, mask_readers)
             picks = [
-                _pick(trial, member, lock, quality)
+                _pick(trial, member, lock, quality, audit)
                 for trial in undecided
                 if trial.accepted
                 for member in trial.members
@@ -245,7 +245,7 @@ def _first_seen(masks: Sequence[SceneMask]) -> NDArray[np.uint8]:
     return codes
 
 
-def _pick(trial: Trial, member: PlannedPatch, lock: Lock, quality: Quality) -> Pick:
+def _pick(trial: Trial, member: PlannedPatch, lock: Lock, quality: Quality, audit: Audit) -> Pick:
     """Return an accepted patch with what its bands need; its masks of other scenes are let go."""
     names = trial.scenes(member)
     scenes = tuple(lock.scenes[name] for name in names)
@@ -257,4 +257,4 @@ def _pick(trial: Trial, member: PlannedPatch, lock: Lock, quality: Quality) -> P
     )
     kept = tuple(quality.take(member, name) for name in names)
     quality.forget(member)
-    return Pick(trial, member, scenes, masks, places, kept)
+    return Pick(trial, member, scenes, masks, places, kept, audit.said(names))

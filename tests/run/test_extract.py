@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
 
 from pipeline.engine.dask import DaskEngine
 from pipeline.errors import IntegrityError, RecipeError, TryAgain
@@ -126,37 +125,6 @@ def test_every_rejection_has_its_reason(rig: Any) -> None:
     assert report.rejected == {"cloudy": 1, "unmasked": 1, "not-seen": 1, "no-candidate": 1}
     assert report.written == 0
     assert not [key for key in rig.objects() if "/bands/c/" in key]
-
-
-@pytest.mark.parametrize(
-    ("offset_add", "lift", "rank"), [(0, 1030, 1), (-1000, 1030, 0), (0, 0, 0)]
-)
-def test_a_scene_whose_offset_is_not_as_stated_is_left_for_the_next_one(
-    rig: Any, offset_add: int, lift: int, rank: int
-) -> None:
-    """Its dark objects say so, for every patch of it: those that hold none too."""
-    product = rig.folder / "image.toml"
-    text = product.read_text().replace('id = "image"', 'id = "image"\nsaturated = 65535', 1)
-    text = text.replace('"a", index = 1,', '"a", index = 1, wavelength_nm = 490,')
-    text = text.replace('"wide", index = 1,', '"wide", index = 1, wavelength_nm = 2200,')
-    text = text.replace(
-        "mask_layers", 'offsets = [{from_baseline = "04.00", add = -1000}]\nmask_layers'
-    )
-    product.write_text(text)
-    rig.scene("image/d1/t1")
-    rig.scene("image/d2/t1")
-    for asset in ("fine", "coarse"):
-        with rasterio.open(rig.file("image/d1/t1", asset), "r+") as file:
-            pixels = file.read().astype("int32") % 3000 + 300
-            pixels[:, -4:] = 0  # water, far from every patch
-            file.write((pixels + lift).astype("int16"))
-    rig.scenes["image/d1/t1"] = replace(rig.scenes["image/d1/t1"], offset_add=offset_add)
-    rig.patch(0, [["image/d1/t1"], ["image/d2/t1"]])
-    rig.patch(1, [["image/d1/t1"]])
-    report = rig.extract()
-    assert rig.ledger()[0, "image", 0, "2021-07"].rank == rank
-    assert report.rejected == ({"offset-contradiction": 1} if rank else {})
-    assert report.written == (1 if rank else 2)
 
 
 def test_nodata_found_in_the_bands_sends_a_patch_to_the_next_candidate(rig: Any) -> None:

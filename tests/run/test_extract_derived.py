@@ -20,6 +20,14 @@ bands = { blue = "a", red = "b", nir = "wide", swir16 = "wide" }
 [providers.local]
 """
 
+OFFSET = """
+offsets = [{from_baseline = "04.00", add = -1000}]
+dark_objects = [
+  {bands = ["a"], least = -0.02, most = 0.035, never_below = -0.03},
+  {bands = ["wide"], least = -0.02, most = 0.035, never_below = -0.03},
+]
+"""
+
 
 @pytest.fixture
 def rig(rig: Any) -> Any:
@@ -159,12 +167,7 @@ def test_a_band_that_cannot_be_read_is_a_failure_and_no_cloud(rig: Any) -> None:
 def test_an_offset_that_was_not_removed_is_told_before_it_looks_like_cloud(rig: Any) -> None:
     rig.wishes[0]["max_cloud_fraction"] = 0.0
     product = rig.folder / "image.toml"
-    text = product.read_text().replace('"a", index = 1,', '"a", index = 1, wavelength_nm = 490,')
-    text = text.replace('"wide", index = 1,', '"wide", index = 1, wavelength_nm = 2200,')
-    text = text.replace(
-        "mask_layers", 'offsets = [{from_baseline = "04.00", add = -1000}]\nmask_layers', 1
-    )
-    product.write_text(text)
+    product.write_text(product.read_text().replace("mask_layers", f"{OFFSET}\nmask_layers", 1))
     rig.scene("image/d1/t1", masked=False)
     for asset in ("fine", "coarse"):
         with rasterio.open(rig.file("image/d1/t1", asset), "r+") as file:

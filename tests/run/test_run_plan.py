@@ -157,6 +157,7 @@ def commit(store: Any, number: int, states: dict[tuple[str, str], str]) -> None:
                 clear_fraction=None,
                 valid_fraction=None,
                 mask_source="none",
+                offset_audit="",
                 absent_bands=[],
                 defective_fraction=None,
                 saturated_count=0,

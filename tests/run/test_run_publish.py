@@ -63,6 +63,7 @@ def row(k: int, sample: int, state: str = "written") -> LedgerRow:
         clear_fraction=1.0 if good else None,
         valid_fraction=1.0 if good else None,
         mask_source="product",
+        offset_audit="",
         absent_bands=[],
         defective_fraction=None,
         saturated_count=0,

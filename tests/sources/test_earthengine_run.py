@@ -119,6 +119,7 @@ def test_plan_ledger_and_sources_are_those_of_any_provider(
     assert states["rejected"] == reports["extract"].rejected.total() > 0
     written = next(row for row in ledger if row.state == "written")
     assert (written.resampling, written.mask_source) == ("repeat", "product")
+    assert written.offset_audit == "none"  # there is no file with an overview
     assert (written.shift_x_px, written.shift_y_px) == (0, 0)
     address = written.sources[0].href
     assert address.startswith("ee://COPERNICUS/S2_SR_HARMONIZED/2023")

@@ -242,6 +242,7 @@ def ledger_row(
         clear_fraction=0.5 if written else None,
         valid_fraction=1.0 if written else None,
         mask_source="product",
+        offset_audit="",
         absent_bands=[],
         defective_fraction=None,
         saturated_count=0,
