@@ -199,7 +199,7 @@ class Calibration(_Strict):
     """Each band has a file of its own, named by `file`, a space, and the band."""
     noise: str | None = None
     """`sentinel-1-sigma0`: name of the file with the noise table, by which the noise along the
-    borders of old scenes is told; each band has one of its own."""
+    borders of scenes by old processors is told; each band has one of its own."""
 
 
 class ProviderFacts(_Strict):

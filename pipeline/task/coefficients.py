@@ -13,7 +13,7 @@ from pipeline.raster.radiometry import Convert
 from pipeline.raster.sentinel1 import (
     Calibration,
     decibels,
-    has_border_noise,
+    may_have_border_noise,
     parse_calibration,
     parse_noise,
 )
@@ -77,8 +77,10 @@ def _needed(scene: Scene, bands: tuple[str, ...], product: Product) -> _Needed:
     needed = {band: tuple(asset(word) for word in product.coefficients(band)) for band in bands}
     if product.calibration is None or product.calibration.noise is None:
         return needed
-    # The second is the table of the noise, which only old scenes need.
-    return needed if has_border_noise(scene.acquired) else {b: n[:1] for b, n in needed.items()}
+    # The second is the noise, which says of old scenes alone what it is needed for.
+    if may_have_border_noise(scene.acquired):
+        return needed
+    return {band: assets[:1] for band, assets in needed.items()}
 
 
 def _landsat_toa(scene: Scene, needed: _Needed, texts: _Texts) -> Coefficients:

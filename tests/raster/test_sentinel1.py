@@ -11,7 +11,7 @@ from pipeline.errors import GiveUp
 from pipeline.raster.sentinel1 import (
     Calibration,
     decibels,
-    has_border_noise,
+    may_have_border_noise,
     parse_calibration,
     parse_noise,
 )
@@ -60,8 +60,43 @@ def test_noise_along_the_borders_of_old_scenes_is_nothing() -> None:
     ):
         assert np.isnan(calibration.power(weak, line, sample))[0, 0, 0] == border
         assert not np.isnan(calibration.power(strong, line, sample)).any()
-    assert has_border_noise(datetime(2018, 3, 12, tzinfo=UTC))
-    assert not has_border_noise(datetime(2018, 3, 14, tzinfo=UTC))
+
+
+#: As processors write it from 2.90 on.
+MARKED = """<noise><noiseRangeVectorList count="1"><noiseRangeVector>
+<azimuthTime>2016-03-15T05:04:28.137817</azimuthTime><line>0</line><pixel count="2">0 2000</pixel>
+<noiseRangeLut count="2">100 100</noiseRangeLut></noiseRangeVector></noiseRangeVectorList>
+<noiseAzimuthVectorList count="1"><noiseAzimuthVector><swath>IW1</swath>
+<line count="2">0 3000</line><noiseAzimuthLut count="2">1 1</noiseAzimuthLut></noiseAzimuthVector>
+</noiseAzimuthVectorList></noise>"""
+
+
+def test_the_layout_tells_who_marked_the_noise_along_the_borders() -> None:
+    assert parse_noise(MARKED.encode(), "x") is None
+    table = parse_calibration(TABLE.encode(), "x")
+    weak = np.full((1, 1, 1), 9, "uint16")
+    assert not np.isnan(Calibration(table, None).power(weak, 0, 0)).any()
+
+
+def test_the_noise_of_new_scenes_need_not_be_read() -> None:
+    assert may_have_border_noise(datetime(2018, 3, 13, 5, tzinfo=UTC))
+    assert not may_have_border_noise(datetime(2018, 4, 1, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<noise/>",
+        "<noise><noiseRangeVectorList count='0'/></noise>",
+        "<noise><noiseVectorList><noiseVector><line>0</line><pixel>0 9</pixel>"
+        "<noiseLut>1 -1</noiseLut></noiseVector></noiseVectorList></noise>",
+    ],
+)
+def test_noise_of_neither_layout_is_refused(text: str) -> None:
+    with pytest.raises(GiveUp) as error:
+        parse_noise(text.encode(), "x")
+    assert error.value.failure == "corrupt"
 
 
 @pytest.mark.parametrize(

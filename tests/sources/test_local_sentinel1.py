@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,9 @@ from pipeline.store.commit import newest, read_commit
 from pipeline.store.objects import open_store
 from pipeline.store.reader import open_dataset
 from pipeline.store.tables import to_rows
+from pipeline.task.coefficients import Coefficients, read_coefficients
+from pipeline.task.read import Reader
+from pipeline.task.shard import sources_of
 from pipeline.watch.progress import Progress
 
 NAME = "S1A_IW_GRDH_1SDV_20210704T170557_20210704T170622_038632_048EF4_5E4B"
@@ -51,6 +58,16 @@ allow_unmasked = true
 contained = false
 min_valid_fraction = 0.1
 """
+
+#: Noise annotations of processors before and since 2.90.
+OLD_NOISE = (
+    "<noise><noiseVectorList><noiseVector><line>0</line><pixel>0 1000</pixel>"
+    "<noiseLut>100 100</noiseLut></noiseVector></noiseVectorList></noise>"
+)
+NEW_NOISE = (
+    "<noise><noiseRangeVectorList><noiseRangeVector><line>0</line><pixel>0 1000</pixel>"
+    "<noiseRangeLut>100 100</noiseRangeLut></noiseRangeVector></noiseRangeVectorList></noise>"
+)
 
 
 def position(line: Any, sample: Any) -> tuple[Any, Any]:
@@ -182,3 +199,28 @@ def test_shards_hold_sigma_nought_where_the_control_points_say(tmp_path: Path) -
             assert np.isnan(patch[band][outside]).all()
         whole += bool(inside.all())
     assert whole > 20
+
+
+@pytest.mark.parametrize(
+    ("year", "noise", "gone"),
+    [(2016, OLD_NOISE, True), (2016, NEW_NOISE, False), (2021, "<never-read/>", False)],
+)
+def test_the_noise_annotation_of_an_old_scene_says_whether_its_borders_are_noise(
+    tmp_path: Path, year: int, noise: str, gone: bool
+) -> None:
+    for table in (write_safe(tmp_path) / "annotation" / "calibration").glob("calibration-*"):
+        table.with_name(table.name.replace("calibration-", "noise-")).write_text(noise)
+    found = only(tmp_path)
+    assert isinstance(found, Scene)
+    scene = replace(found, acquired=datetime(year, 7, 4, tzinfo=UTC))
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(west=15, south=45, east=15.1, north=45.1))
+    loaded = load_recipe(tmp_path / "recipe.toml")
+    reader = Reader(sources_of(loaded, 1.0, "test"), {}, final=True)
+    lock: Any = SimpleNamespace(loaded=loaded)
+    with ThreadPoolExecutor(1) as readers:
+        (own,) = read_coefficients([scene], lock, reader, readers).values()
+    assert isinstance(own, Coefficients), own
+    assert len(own.prepare) == 2
+    weak = np.full((1, 2, 2), 9, "uint16")
+    for prepare in own.prepare:
+        assert np.isnan(prepare(weak, 0, 0)).all() == gone
