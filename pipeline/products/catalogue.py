@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import tomllib
+from collections.abc import Collection
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -77,6 +78,9 @@ class Band(_Strict):
     15 and 30 m share pixel centres, not corners."""
     unit: str | None = None
     """Unit of the physical value where it is not the product's (UCUM): `K` for thermal bands."""
+    saturated_bit: int | None = Field(default=None, ge=0, le=31)
+    """Which bit is set where this band is saturated, in the quality layer of the rule with
+    `saturated = true`; None: it has none."""
     default: bool = True
     """Whether `bands = "default"` takes it."""
 
@@ -108,14 +112,17 @@ class MaskRule(_Strict):
     values: tuple[int, ...] | None = None
     """Matches these values ..."""
     bits: int | None = None
-    """... or any of these bits."""
+    """... or any of these bits ..."""
+    saturated: bool = False
+    """... or the `saturated_bit` of any band that the recipe stores: of what is saturated in other
+    bands alone nothing is lost."""
     code: LegendName
     """What a matching pixel becomes in the common legend."""
 
     @model_validator(mode="after")
     def _one_test(self) -> MaskRule:
-        if (self.values is None) == (self.bits is None):
-            raise ValueError("a mask rule has either `values` or `bits`")
+        if (self.values is not None) + (self.bits is not None) + self.saturated != 1:
+            raise ValueError("a mask rule has one of `values`, `bits` and `saturated = true`")
         return self
 
 
@@ -298,6 +305,8 @@ class Product(_Strict):
         if self.mask is not None:
             self._can_be_masked(self.mask)
         self._can_be_audited()
+        if any(rule.saturated for rule in self.mask_rules) and not self.saturated_bits():
+            raise ValueError("has a mask rule with `saturated` and no band with a `saturated_bit`")
         corrected = self.providers.get("earth-engine")
         if corrected is not None and corrected.collection.startswith(_CORRECTED):
             self._stands_alone(corrected.collection)
@@ -342,6 +351,14 @@ class Product(_Strict):
                 f"has `mask.method = {mask.method!r}`, which needs reflectance on a lattice: an "
                 "image with unit 1, without `calibration` and without `warp`"
             )
+
+    def saturated_bits(self, bands: Collection[str] | None = None) -> int:
+        """Return the saturation bits of some bands, or-ed; None: of all."""
+        bits = 0
+        for band in self.bands:
+            if band.saturated_bit is not None and (bands is None or band.name in bands):
+                bits |= 1 << band.saturated_bit
+        return bits
 
     def coefficients(self, band: str) -> tuple[str, ...]:
         """Return the names of the files with a band's coefficients; none if it needs none."""

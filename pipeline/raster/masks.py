@@ -20,7 +20,9 @@ from pipeline.products.catalogue import LEGEND, MaskLayer, MaskRule, Product
 FILL = LEGEND["fill"]
 
 
-def decode(layers: Mapping[str, NDArray[Any]], product: Product) -> NDArray[np.uint8]:
+def decode(
+    layers: Mapping[str, NDArray[Any]], product: Product, bands: Collection[str] | None = None
+) -> NDArray[np.uint8]:
     """Return the common mask of a patch: the first of the product's rules that matches decides.
 
     Parameters
@@ -28,6 +30,8 @@ def decode(layers: Mapping[str, NDArray[Any]], product: Product) -> NDArray[np.u
     layers : dict of str to integer array, shape (y, x)
         Quality layers by name, as delivered, brought to the patch's pixels. An optional layer may
         be absent; the rules that name it then match nothing.
+    bands : names of the stored bands or None
+        Whose saturation counts; None: that of all bands of the product.
 
     Returns
     -------
@@ -40,7 +44,8 @@ def decode(layers: Mapping[str, NDArray[Any]], product: Product) -> NDArray[np.u
     # From the last rule to the first, so that an earlier one overwrites a later one.
     for rule in reversed(product.mask_rules):
         if rule.layer in layers:
-            mask[_matches(layers[rule.layer], rule)] = LEGEND[rule.code]
+            bits = product.saturated_bits(bands) if rule.saturated else rule.bits
+            mask[_matches(layers[rule.layer], rule, bits)] = LEGEND[rule.code]
     return mask
 
 
@@ -125,15 +130,15 @@ def fractions(mask: NDArray[np.uint8], cloudy: Collection[str]) -> Fractions:
     return Fractions(valid=seen / mask.size, clear=(seen - bad) / seen, cloudy=bad / seen)
 
 
-def _matches(values: NDArray[Any], rule: MaskRule) -> NDArray[np.bool_]:
+def _matches(values: NDArray[Any], rule: MaskRule, bits: int | None) -> NDArray[np.bool_]:
     if values.dtype.kind not in "iu":
         raise GiveUp(
             f"quality layer {rule.layer} holds {values.dtype}; codes and bits are integers.",
             failure="corrupt",
         )
     matched: NDArray[np.bool_]
-    if rule.bits is not None:
-        matched = (values.astype(np.int64, copy=False) & rule.bits) != 0
+    if bits is not None:
+        matched = (values.astype(np.int64, copy=False) & bits) != 0
     else:
         # One comparison after the other: the few codes of a rule cost less than sorting them.
         matched = np.logical_or.reduce([values == code for code in rule.values or ()])

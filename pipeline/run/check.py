@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from pipeline.errors import RecipeError
-from pipeline.products.catalogue import Product, load_product, product_ids
+from pipeline.products.catalogue import MaskRule, Product, load_product, product_ids
 from pipeline.recipe import LoadedRecipe, Points, load_recipe, recipe_names
 from pipeline.sources.providers import Provider, provider_of, providers
 from pipeline.stages.sample.draws import width_deg
@@ -143,12 +143,7 @@ def describe_product(reference: str) -> str:
     if facts.mask_rules:
         lines += ["", "mask, first match wins:"]
         for rule in facts.mask_rules:
-            test = (
-                f"in {', '.join(map(str, rule.values))}"
-                if rule.values is not None
-                else f"has any bit of {rule.bits:#x}"
-            )
-            lines.append(f"  {rule.layer} {test} -> {rule.code}")
+            lines.append(f"  {rule.layer} {_test(rule, facts)} -> {rule.code}")
         lines.append(f"  otherwise -> {facts.mask_default}")
     if facts.mask is not None:
         named = ", ".join(f"{word} {name}" for word, name in facts.mask.bands if name)
@@ -158,6 +153,15 @@ def describe_product(reference: str) -> str:
     lines += ["", "providers:", *(f"  {_who(providers()[name])}" for name in facts.providers)]
     lines += ["", "sources:", *(f"  {source}" for source in facts.sources)]
     return "\n".join(lines)
+
+
+def _test(rule: MaskRule, facts: Product) -> str:
+    if rule.values is not None:
+        return f"in {', '.join(map(str, rule.values))}"
+    if rule.bits is not None:
+        return f"has any bit of {rule.bits:#x}"
+    bits = [f"{b.name} {b.saturated_bit}" for b in facts.bands if b.saturated_bit is not None]
+    return f"has the bit of a stored band ({', '.join(bits)})"
 
 
 def _who(provider: Provider) -> str:

@@ -225,7 +225,7 @@ def _patch(
         seed,
     )
     bands = stored_values(facts, spec.bands, place, when)
-    mask, native = _masks(facts, place, when)
+    mask, native = _masks(facts, spec.bands, place, when)
     encoded = encode_patch(spec, bands, mask, native)
     unseen = np.broadcast_to(bands == facts.fill, bands.shape)
     found = moments(bands, unseen)
@@ -276,13 +276,13 @@ def stored_values(
 
 
 def _masks(
-    product: Product, place: Place, when: datetime
+    product: Product, bands: tuple[str, ...], place: Place, when: datetime
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any] | None]:
     if not product.mask_layers:
         return np.full(place.shape, LEGEND["valid"], np.uint8), None
     centres = pixel_centres(place, product, product.mask_layers[0].pixel_m)
     layers = quality_layers(product, view(centres, when))
-    return decode(layers, product), pack(layers, product)
+    return decode(layers, product, bands), pack(layers, product)
 
 
 def _corner(product: Product, pixel_m: float, cell: Location) -> tuple[float, float]:

@@ -147,7 +147,8 @@ class Quality:
             kept += look.kept(position, pixels, self._loaded.bands(product.id))
         try:
             if source == "product":
-                seen, native = decode(read, product), pack(read, product)
+                stored = self._loaded.bands(product.id)
+                seen, native = decode(read, product, stored), pack(read, product)
             else:
                 seen = derive(read, product, offset_add=scene.offset_add)
         except GiveUp as error:

@@ -150,13 +150,55 @@ def test_landsat_words_mean_what_the_usgs_says(name: str) -> None:
     calm = np.zeros_like(pixel)
     codes = decode({"qa_pixel": pixel, "qa_radsat": calm}, product)
     assert codes.tolist() == [[LEGEND[code] for code in words.values()]]
-    # What is fill or cloudy stays so if a band is saturated; clear ground becomes defective.
-    spoilt = decode({"qa_pixel": pixel, "qa_radsat": calm + 1}, product)
+    # What is fill or cloudy stays so if a pixel was dropped, or terrain hides the ground; clear
+    # ground becomes defective.
+    lost = 1 << (11 if "oli" in name else 9)
+    spoilt = decode({"qa_pixel": pixel, "qa_radsat": calm + lost}, product)
     clear = [code in ("land", "water", "snow") for code in words.values()]
     assert (spoilt == LEGEND["defective"]).tolist() == [clear]
     packed = pack({"qa_pixel": pixel, "qa_radsat": calm + 5}, product)
     assert (packed & 0xFFFF == pixel).all()
     assert (packed >> 16 == 5).all()
+
+
+#: Bits of QA_RADSAT by band (USGS, Landsat Collection 2 Level 1 data format control books:
+#: LSDS-1415 TM, LSDS-1414 ETM+, LSDS-1822 OLI/TIRS). Pan and TIRS have none.
+SATURATED_BITS: dict[str, dict[str, int]] = {
+    "landsat-tm": {"B1": 0, "B2": 1, "B3": 2, "B4": 3, "B5": 4, "B6": 5, "B7": 6},
+    "landsat-etm": {"B1": 0, "B2": 1, "B3": 2, "B4": 3, "B5": 4, "B7": 6}
+    | {"B6_VCID_1": 5, "B6_VCID_2": 8},
+    "landsat-oli": {"B1": 0, "B2": 1, "B3": 2, "B4": 3, "B5": 4, "B6": 5, "B7": 6, "B9": 8},
+}
+
+
+def spoilt_by(product: Product, bands: tuple[str, ...] | None) -> set[int]:
+    """Return the bits of QA_RADSAT that make clear land defective."""
+    bits = np.arange(12, dtype="uint16")[None]
+    layers = {"qa_pixel": np.full_like(bits, 21824), "qa_radsat": np.uint16(1) << bits}
+    return set(bits[decode(layers, product, bands) == LEGEND["defective"]].tolist())
+
+
+@pytest.mark.parametrize("name", [n for n in PRODUCTS if n.startswith("landsat")])
+def test_saturation_counts_in_the_bands_that_are_stored(name: str) -> None:
+    product = load_product(name)
+    table = next(bits for family, bits in SATURATED_BITS.items() if name.startswith(family))
+    always = {11} if "oli" in name else {9}
+    names = tuple(band.name for band in product.bands)
+    for stored in (*((band,) for band in names), names[1:3], names):
+        assert spoilt_by(product, stored) == always | {table[b] for b in stored if b in table}
+    assert spoilt_by(product, None) == spoilt_by(product, names)
+
+
+@needs_data
+def test_saturation_bits_are_those_of_recorded_items() -> None:
+    path = DATA / "stac" / "planetary-computer" / "item_landsat-c2-l2.json"
+    fields = json.loads(path.read_text())["response"]["assets"]["qa_radsat"]
+    told = {f"B{f['name'][4:]}": f["offset"] for f in fields["classification:bitfields"][:-1]}
+    for name in ("landsat-oli-sr", "landsat-oli-tirs-toa"):
+        bands = load_product(name).bands
+        own = {b.name: b.saturated_bit for b in bands if b.saturated_bit is not None}
+        assert own.items() <= told.items()
+        assert own.keys() == told.keys() & {band.name for band in bands}
 
 
 def test_enmap_layers_have_an_order_of_precedence() -> None:

@@ -84,6 +84,37 @@ def test_bits_match_where_any_of_them_is_set() -> None:
     assert found == ["fill", "cloud", "cloud", "valid"]
 
 
+def test_saturation_matches_in_the_stored_bands_alone() -> None:
+    product = _product(
+        _layer("qa", width_bits=16),
+        rules=(MaskRule(layer="qa", saturated=True, code="defective"),),
+        bands=(
+            {"name": "a", "pixel_m": 30, "saturated_bit": 0},
+            {"name": "b", "pixel_m": 30, "saturated_bit": 3},
+            {"name": "c", "pixel_m": 30},
+        ),
+    )
+    qa = np.array([[0b0001, 0b1000, 0b0110]], np.uint16)
+    for stored, expected in (
+        (None, [True, True, False]),
+        (("b", "c"), [False, True, False]),
+        (("c",), [False, False, False]),
+    ):
+        found = decode({"qa": qa}, product, stored) == LEGEND["defective"]
+        assert found.tolist() == [expected]
+
+
+def test_a_rule_of_saturation_needs_a_band_with_a_bit() -> None:
+    with pytest.raises(ValueError, match="no band with a `saturated_bit`"):
+        _product(
+            _layer("qa"),
+            rules=(MaskRule(layer="qa", saturated=True, code="defective"),),
+            bands=({"name": "a", "pixel_m": 30},),
+        )
+    with pytest.raises(ValueError, match="`values`, `bits` and `saturated = true`"):
+        MaskRule(layer="qa", bits=1, saturated=True, code="defective")
+
+
 @given(
     arrays(np.uint8, (3, 3), elements=st.integers(0, 3)),
     arrays(np.uint8, (3, 3), elements=st.integers(0, 1)),

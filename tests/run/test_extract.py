@@ -127,6 +127,23 @@ def test_every_rejection_has_its_reason(rig: Any) -> None:
     assert not [key for key in rig.objects() if "/bands/c/" in key]
 
 
+@pytest.mark.parametrize(("bands", "lost"), [(["a"], 4), (["b", "wide"], 0), ("default", 4)])
+def test_what_is_saturated_in_other_bands_than_the_stored_ones_is_not_lost(
+    rig: Any, bands: Any, lost: int
+) -> None:
+    product = rig.folder / "image.toml"
+    text = product.read_text().replace('"a", index = 1,', '"a", index = 1, saturated_bit = 4,')
+    rule = '{layer = "classes", saturated = true, code = "defective"}'
+    product.write_text(text.replace("mask_rules = [", f"mask_rules = [\n  {rule},", 1))
+    rig.wishes[0]["bands"] = bands
+    classes = np.ones((64, 64), "uint8")
+    classes[0, :4] = 1 << 4
+    rig.scene("image/d1/t1", classes=classes)
+    rig.patch(0, [["image/d1/t1"]])
+    assert rig.extract().written == 1
+    assert np.count_nonzero(rig.stored(0)[1] == LEGEND["defective"]) == lost
+
+
 def test_nodata_found_in_the_bands_sends_a_patch_to_the_next_candidate(rig: Any) -> None:
     rig.scene("image/d1/t1", empty=(slice(0, 64), slice(0, 16)))
     rig.scene("image/d2/t1")
