@@ -320,8 +320,8 @@ def test_the_estimate_counts_blocks_once_for_each_shard(root: Any) -> None:
     assert (stated.samples, stated.patches, stated.scenes) == (3, 9, 3)
     assert (stated.shards, stated.requests) == (1, 3 * 3 * 2)
     # Bands of 16 bits, classes of 8, in blocks of 1024 pixels: at 10 m the cells touch two of
-    # them, side by side, at 20 m one.
-    assert stated.bytes_to_download == 3 * 1024**2 * (2 * 2 + 2 + 1)
+    # them, side by side, at 20 m one. Before them comes the head of each file.
+    assert stated.bytes_to_download == 3 * (1024**2 * (2 * 2 + 2 + 1) + 3 * 2**16)
     assert stated.bytes_on_disk == 9 * 64**2 * (2 * 2 + 1 + 1)
     assert stated.peak_memory_bytes == stated.bytes_on_disk + 10**9
     assert stated.hours(8) == pytest.approx(stated.bytes_to_download / 3.6e9)
@@ -342,7 +342,7 @@ def test_the_estimate_counts_bands_that_only_the_mask_is_made_from(root: Any) ->
     stated = run_plan(loaded, root, dry_run=True).estimate
     assert stated is not None
     assert stated.requests == 3 * 2 * 2
-    assert stated.bytes_to_download == 3 * 1024**2 * (2 * 2 + 2)
+    assert stated.bytes_to_download == 3 * (1024**2 * (2 * 2 + 2) + 2 * 2**16)
     assert stated.bytes_on_disk == 9 * 64**2 * (2 + 1 + 1)
 
 
@@ -353,4 +353,4 @@ def test_the_estimate_uses_stated_sizes(store: Any) -> None:
     assert stated is not None
     assert (stated.patches, stated.without_candidates) == (1, 2)
     # Of 10 by 10 blocks at 10 m one is touched, at 20 m one of 5 by 5.
-    assert stated.bytes_to_download == 1_000_000 + 2 * 4_000_000
+    assert stated.bytes_to_download == 1_000_000 + 2 * 4_000_000 + 3 * 2**16

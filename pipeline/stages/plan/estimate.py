@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import shapely
+from numpy.typing import NDArray
 
 from pipeline.products.catalogue import Band, BandAsset, MaskLayer
 from pipeline.raster.masks import native_dtype
+from pipeline.raster.sentinel1 import has_border_noise
 from pipeline.raster.zones import FALSE_NORTHING_SOUTH_M, Floats, Ints
 from pipeline.recipe import LoadedRecipe
 from pipeline.stages.extract import choose_file
@@ -20,6 +24,23 @@ from pipeline.stages.plan.ragged import codes_of
 #: Edge of the compressed blocks that are assumed, in pixels: the largest that providers use
 #: (Sentinel-2 of Earth Search and JPEG 2000 of ESA 1024, Planetary Computer and EnMAP 512).
 _BLOCK_PX = 1024
+
+#: Pixels that are read around a cell where files are warped (`pipeline.raster.warp`).
+_MARGIN_PX = 4
+#: What the first request for a file brings (`pipeline.sources.bytes.remote`).
+_HEAD_BYTES = 2**16
+#: What files that are warped are read by, from where the decoder asks (`pipeline.raster.warp`).
+_PAGE_BYTES = 2**18
+#: Files with a scene's coefficients where the catalogue states no length: a calibration or noise
+#: table of Sentinel-1 has 1 to 2 MB, an MTL.json 20 kB (`pipeline.task.read`).
+_TABLE_BYTES = {"sentinel-1-sigma0": 1_500_000, "landsat-toa": 20_000}
+#: Delivered pixels of what has coefficients are 16 bits, whatever is stored (Sentinel-1 Product
+#: Specification: amplitude; Landsat Collection 2 Level 1 Data Format Control Book: numbers).
+_RAW_BYTES = 2
+#: Radius of the sphere with the Earth's surface (WGS 84), in metres.
+_AUTHALIC_M = 6_371_007.2
+#: Widest UTM zone by eastings, doubled: so cells of two zones share no block.
+_ZONE_M = 2_000_000
 
 #: What a worker needs beside the shard it builds (design, section 7).
 _WORKER_BYTES = 10**9
@@ -39,10 +60,13 @@ class Estimate:
     """Scenes that are read."""
     shards: int
     requests: int
-    """One to open each file of a shard, and one for each row of blocks touched in it."""
+    """One to open each file of a shard, and one for each row of blocks touched in it, where the
+    file is warped for each block. Of Earth Engine one for each window; none for files on this
+    machine."""
     bytes_to_download: int
-    """Blocks of 1024 pixels that windows touch, once per shard: by the sizes of files where the
-    catalogue states them, else uncompressed."""
+    """Heads of files (64 kB), and blocks of 1024 pixels that windows touch, once per shard: by the
+    sizes of files where the catalogue states them, else uncompressed. Where files are warped, in
+    whole pages of 256 kB. Of Earth Engine the windows alone; of files on this machine nothing."""
     bytes_on_disk: int
     """Uncompressed, so an upper bound."""
     peak_memory_bytes: int
@@ -76,22 +100,45 @@ class _Windows:
     """Of its northern edge, from the scene's."""
     size: Floats
 
+    def of(self, those: NDArray[np.bool_]) -> _Windows:
+        """Return those windows."""
+        return _Windows(
+            self.shard[those],
+            self.scene[those],
+            self.east[those],
+            self.south[those],
+            self.size[those],
+        )
+
+    def wider(self, margin_m: float) -> _Windows:
+        """Return the windows with as much more around them."""
+        east, south = self.east - margin_m, self.south - margin_m
+        return _Windows(self.shard, self.scene, east, south, self.size + 2 * margin_m)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Opened:
+    """Files that are opened, once for each shard: columns of one length."""
+
+    scene: Ints
+    """Row of `Plan.scenes`."""
+    rows: Ints
+    """Rows of blocks that are read."""
+    blocks: Ints
+    share: Floats
+    """Of the whole file."""
+
 
 def estimate(loaded: LoadedRecipe, plan: Plan) -> Estimate:
     """Count what a plan will cost."""
     read = np.zeros(plan.scenes.num_rows, dtype=bool)
     requests, download = 0, 0.0
-    corners, extents = _corners(plan.scenes), _extents(plan.scenes)
     for product in loaded.products:
-        windows = _windows(plan, product, corners)
+        windows = _windows(plan, product, warped=loaded.products[product].warp is not None)
         read[windows.scene] = True
-        for pixel_m, files in groupby(_files(loaded, product), lambda file: file.pixel_m):
-            asked, shares = _blocks(pixel_m, windows, extents)
-            for file in files:
-                whole = extents.prod(axis=1) / pixel_m**2 * file.pixel_bytes
-                stated = _stated(plan.scenes, file.asset)
-                requests += asked
-                download += float((shares * np.where(np.isnan(stated), whole, stated)).sum())
+        for asked, came in _costs(loaded, product, plan.scenes, windows):
+            requests += asked
+            download += came
     filled = sum(_count(batch) for batch in plan.patches.to_batches())
     return Estimate(
         samples=pc.count_distinct(plan.patches.column("location")).as_py(),
@@ -104,6 +151,73 @@ def estimate(loaded: LoadedRecipe, plan: Plan) -> Estimate:
         bytes_on_disk=int(plan.shard_bytes.sum()),
         peak_memory_bytes=int(plan.shard_bytes.max(initial=0)) + _WORKER_BYTES,
     )
+
+
+def _costs(
+    loaded: LoadedRecipe, product: str, scenes: pa.Table, windows: _Windows
+) -> Iterator[tuple[int, float]]:
+    """Yield requests and bytes of each kind of file of a product."""
+    warped, stored_m = loaded.products[product].warp is not None, loaded.pixel_m(product)
+    scheme = _schemes(scenes)[windows.scene]
+    asked, there = windows.of(scheme == "ee"), windows.of((scheme != "ee") & (scheme != ""))
+    extents = np.full((scenes.num_rows, 2), np.inf) if warped else _extents(scenes)
+    ground = _ground(scenes) if warped else extents.prod(axis=1)
+    for pixel_m, group in groupby(_files(loaded, product), lambda file: file.pixel_m):
+        files = list(group)
+        # What is computed for a cell comes on its own pixels.
+        pixels = float(((asked.size / (stored_m if warped else pixel_m)) ** 2).sum())
+        yield len(asked.scene), pixels * sum(file.pixel_bytes for file in files)
+        near = there.wider(_MARGIN_PX * pixel_m) if warped else there
+        opened = _blocks(pixel_m, near, extents, ground)
+        for file in files:
+            size = _sizes(scenes, file.asset, ground / pixel_m**2 * file.pixel_bytes)[opened.scene]
+            yield _paged(opened, size) if warped else _ranged(opened, size)
+    _, first = np.unique(codes_of(there.shard, there.scene)[0], return_index=True)
+    yield from _tables(loaded, product, scenes, there.scene[first])
+
+
+def _ranged(opened: _Opened, size: Floats) -> tuple[int, float]:
+    """Return requests and bytes of files of which blocks are fetched after the head, by row."""
+    more = size > _HEAD_BYTES
+    came = np.where(more, _HEAD_BYTES + opened.share * size, size)
+    return len(size) + int(opened.rows[more].sum()), float(came.sum())
+
+
+def _paged(opened: _Opened, size: Floats) -> tuple[int, float]:
+    """Return requests and bytes of files of which pages are fetched, block by block.
+
+    After its head comes the file's first page. Bytes that stand together begin and end somewhere
+    in a page, so they need one more page than they fill.
+    """
+    pages = opened.share * size + (opened.rows + 1) * _PAGE_BYTES
+    came = np.where(size > _HEAD_BYTES, _HEAD_BYTES + np.minimum(size, pages), size)
+    steps = np.minimum(np.ceil(size / _PAGE_BYTES), opened.blocks + 1)
+    return len(size) + int(steps[size > _HEAD_BYTES].sum()), float(came.sum())
+
+
+def _tables(
+    loaded: LoadedRecipe, product: str, scenes: pa.Table, read: Ints
+) -> Iterator[tuple[int, float]]:
+    """Yield requests and bytes of each file of coefficients, of scenes as often as they are read.
+
+    They are taken whole, after their heads.
+    """
+    facts = loaded.products[product]
+    if facts.calibration is None:
+        return
+    noise, noisy = facts.calibration.noise, read
+    if noise is not None:
+        when = scenes.column("acquired").take(pa.array(read)).to_pylist()
+        noisy = read[np.array([has_border_noise(moment) for moment in when], dtype=bool)]
+    entries = _entries(loaded, product)
+    names = [name for band in loaded.bands(product) for name in facts.coefficients(band)]
+    unknown = np.full(scenes.num_rows, _TABLE_BYTES[facts.calibration.method], dtype=np.float64)
+    for name in dict.fromkeys(names):
+        which = noisy if noise is not None and name.startswith(f"{noise} ") else read
+        asset = entries[name][0].asset if entries.get(name) else name
+        size = _sizes(scenes, asset, unknown)[which]
+        more = size > _HEAD_BYTES
+        yield len(size) + int(more.sum()), float((size + more * _HEAD_BYTES).sum())
 
 
 def _count(batch: pa.RecordBatch) -> int:
@@ -125,38 +239,81 @@ def _extents(scenes: pa.Table) -> Floats:
     return np.stack([east - west, north - south], axis=1)
 
 
-def _windows(plan: Plan, product: str, corners: Floats) -> _Windows:
+def _ground(scenes: pa.Table) -> Floats:
+    """Return the area of footprints in square metres: shape (scene,)."""
+    shapes = shapely.from_wkb(scenes.column("geometry").to_numpy())
+
+    def equal_area(lonlat: Floats) -> Floats:
+        lon, lat = np.radians(lonlat).T
+        return _AUTHALIC_M * np.stack([lon, np.sin(lat)], axis=1)
+
+    area: Floats = shapely.area(shapely.transform(shapes, equal_area))
+    return area
+
+
+def _schemes(scenes: pa.Table) -> NDArray[np.str_]:
+    """Return how the files of each scene are addressed: shape (scene,).
+
+    `ee` are computed for each window, and without one they are on this machine. Where the table
+    does not say, they are on the network.
+    """
+    scheme = np.full(scenes.num_rows, "https", dtype="<U8")
+    if "assets" not in scenes.column_names:
+        return scheme
+    start = 0
+    for chunk in scenes.column("assets").chunks:
+        some = pc.list_value_length(chunk).to_numpy() > 0
+        first = pc.list_element(chunk.filter(pa.array(some)), 0)
+        found = pc.extract_regex(pc.struct_field(first, "href"), r"^(?P<scheme>[a-z0-9]{1,8})://")
+        named = pc.fill_null(pc.struct_field(found, "scheme"), "")
+        scheme[start + np.flatnonzero(some)] = named.to_numpy(zero_copy_only=False)
+        start += len(chunk)
+    return scheme
+
+
+def _windows(plan: Plan, product: str, *, warped: bool) -> _Windows:
+    """Return the windows of a product's first candidates.
+
+    No scene that is warped has a corner in the plane of the cells: there the corner is that of the
+    plane, and blocks are counted as if the file's grid were the plane's. It lies otherwise under
+    the cells, but its blocks are as large.
+    """
     names = plan.scenes.column("scene")
     parts = [_of_batch(batch, product, names) for batch in plan.patches.to_batches()]
-    none = [np.empty((5, 0))]
-    shard, scene, west, top, size = np.concatenate(none + parts, axis=1)
-    scene = scene.astype(np.int64)
-    return _Windows(
-        shard.astype(np.int64), scene, west - corners[scene, 0], corners[scene, 1] - top, size
-    )
+    none = [np.empty((6, 0))]
+    shard, scene, west, top, size, zone = np.concatenate(none + parts, axis=1)
+    shard, scene = shard.astype(np.int64), scene.astype(np.int64)
+    if warped:
+        return _Windows(shard, scene, west + zone * _ZONE_M, FALSE_NORTHING_SOUTH_M - top, size)
+    corners = _corners(plan.scenes)
+    return _Windows(shard, scene, west - corners[scene, 0], corners[scene, 1] - top, size)
 
 
 def _of_batch(batch: pa.RecordBatch, product: str, names: pa.ChunkedArray) -> Floats:
-    """Return shard, scene, western and northern edge, and size of each window: shape (5, n)."""
+    """Return shard, scene, western and northern edge, size, zone of each window: shape (6, n)."""
     batch = batch.filter(pc.equal(batch.column("product"), product))
     candidates = batch.column("candidates")
     batch = batch.filter(pc.greater(pc.list_value_length(candidates), 0))
     first = pc.list_element(batch.column("candidates"), 0)
     row = pc.list_parent_indices(first).to_numpy()
     scene = pc.index_in(pc.list_flatten(first), names).to_numpy()
-    south = batch.column("epsg").to_numpy() // 100 == 327
-    top = batch.column("y_max_m").to_numpy() - np.where(south, FALSE_NORTHING_SOUTH_M, 0.0)
+    epsg = batch.column("epsg").to_numpy()
+    top = batch.column("y_max_m").to_numpy() - np.where(
+        epsg // 100 == 327, FALSE_NORTHING_SOUTH_M, 0.0
+    )
     shard, west, size = (batch.column(n).to_numpy() for n in ("shard", "x_min_m", "size_m"))
-    return np.stack([shard[row], scene, west[row], top[row], size[row]])
+    return np.stack([shard[row], scene, west[row], top[row], size[row], epsg[row] % 100])
 
 
-def _blocks(pixel_m: float, windows: _Windows, extents: Floats) -> tuple[int, Floats]:
-    """Return requests, and the share of each scene's blocks that are read, over all shards.
+def _blocks(pixel_m: float, windows: _Windows, extents: Floats, ground: Floats) -> _Opened:
+    """Return what is read of each file, once for each shard.
 
     Parameters
     ----------
     extents : float array, shape (scene, 2)
         In metres.
+    ground : float array, shape (scene,)
+        What a whole file shows, in square metres.
     """
     block_m = _BLOCK_PX * pixel_m
     last = np.maximum(np.ceil(extents / block_m) - 1, 0)[windows.scene]
@@ -170,12 +327,26 @@ def _blocks(pixel_m: float, windows: _Windows, extents: Floats) -> tuple[int, Fl
     window, right, down = np.nonzero(touched)
     col, row = low[window, 0] + right, low[window, 1] + down
     opened, files = codes_of(windows.shard, windows.scene)
-    rows, requests = codes_of(opened[window], row)
+    rows, _ = codes_of(opened[window], row)
+    _, one = np.unique(rows, return_index=True)
     _, first = np.unique(codes_of(rows, col)[0], return_index=True)
     scene, corner = windows.scene[window[first]], np.stack([col, row], axis=1)[first] * block_m
-    area = np.minimum(extents[scene] - corner, block_m).prod(axis=1) / extents[scene].prod(axis=1)
-    shares = np.bincount(scene, area, minlength=len(extents))
-    return files + requests, shares.astype(np.float64)
+    area = np.minimum(extents[scene] - corner, block_m).prod(axis=1) / ground[scene]
+    of = opened[window[first]]
+    scene_of = np.zeros(files, dtype=np.int64)
+    scene_of[opened] = windows.scene
+    return _Opened(
+        scene_of,
+        np.bincount(opened[window[one]], minlength=files),
+        np.bincount(of, minlength=files),
+        np.minimum(np.bincount(of, area, minlength=files), 1.0),
+    )
+
+
+def _sizes(scenes: pa.Table, asset: str, otherwise: Floats) -> Floats:
+    """Return the length of one file of each scene, as stated or else another."""
+    stated = _stated(scenes, asset)
+    return np.where(np.isnan(stated), otherwise, stated)
 
 
 def _stated(scenes: pa.Table, asset: str) -> Floats:
@@ -193,11 +364,16 @@ def _stated(scenes: pa.Table, asset: str) -> Floats:
     return length
 
 
+def _entries(loaded: LoadedRecipe, product: str) -> Mapping[str, tuple[BandAsset, ...]]:
+    """Return which files hold what, as the product's first provider has it."""
+    served = loaded.products[product].providers.get(loaded.wishes[product].providers[0])
+    return {} if served is None else served.assets
+
+
 def _files(loaded: LoadedRecipe, product: str) -> list[_File]:
     """Return the files that are read of each scene of a product, by pixel size."""
     facts, wish = loaded.products[product], loaded.wishes[product]
-    served = facts.providers.get(wish.providers[0])
-    entries = {} if served is None else served.assets
+    entries = _entries(loaded, product)
     bands = [facts.band(name) for name in loaded.bands(product)]
     wanted: list[tuple[Band | MaskLayer, tuple[BandAsset, ...]]] = [
         (band, entries.get(band.name, entries.get("*", ()))) for band in bands
@@ -218,7 +394,7 @@ def _files(loaded: LoadedRecipe, product: str) -> list[_File]:
         )
         asset, pixel_m = (layer.name, None) if file is None else (file.asset, file.pixel_m)
         image = isinstance(layer, Band)
-        kind = np.dtype(facts.stored_dtype) if image else native_dtype(facts)
+        size = (np.dtype(facts.stored_dtype) if image else native_dtype(facts)).itemsize
         key = pixel_m or layer.pixel_m, asset
-        found[key] = found.get(key, 0) + kind.itemsize
+        found[key] = found.get(key, 0) + (_RAW_BYTES if image and facts.calibration else size)
     return [_File(asset, pixel_m, size) for (pixel_m, asset), size in sorted(found.items())]
