@@ -95,12 +95,21 @@ def published(_published_once: Path, tmp_path: Path, small_backbone: None) -> Pu
     return Published(open_store(folder / "root"), folder)
 
 
+@pytest.fixture
+def published_yearly(tmp_path: Path, small_backbone: None) -> Published:
+    """A root whose labels are maps of a year, one for each slot, and differ between the slots."""
+    return _publish(tmp_path, "yearly")
+
+
 @pytest.fixture(scope="session")
 def _published_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("published")
+    return _publish(tmp_path_factory.mktemp("published"), "static").folder
+
+
+def _publish(folder: Path, labels: str) -> Published:
     for name, kind, temporal, dtype, pixel_m in (
         ("image", "image", "dated", "int16", 10),
-        ("labels", "labels", "static", "uint8", 20),
+        ("labels", "labels", labels, "uint8", 20),
         ("radar", "image", "dated", "int16", 10),
     ):
         listed = ", ".join(f'{{name = "{band}", pixel_m = {pixel_m}}}' for band in BANDS[name])
@@ -108,16 +117,16 @@ def _published_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         more = 'ignore_class = 0\nclasses = {1 = "rows", 2 = "columns"}\n'
         (folder / f"{name}.toml").write_text(text + (more if kind == "labels" else ""))
     root = Published(open_store(folder / "root"), folder)
-    _fill(root.store, root.recipe())
+    _fill(root.store, root.recipe(), yearly=labels == "yearly")
     run_publish(root.recipe(), root.store)
-    return folder
+    return root
 
 
-def _fill(store: ObjectStore, loaded: LoadedRecipe) -> None:
+def _fill(store: ObjectStore, loaded: LoadedRecipe, *, yearly: bool) -> None:
     layout.claim(store, loaded)
     cells = [_cell(k) for k in range(LOCATIONS)]
     append(store, layout.LOCATIONS, from_rows(cells, Location), Location)
-    specs = {name: _spec(loaded, name) for name in BANDS}
+    specs = {name: _spec(loaded, name, yearly=yearly) for name in BANDS}
     writer = ShardWriter(specs)
     ledger: list[LedgerRow] = []
     plan: list[PlannedPatch] = []
@@ -126,9 +135,10 @@ def _fill(store: ObjectStore, loaded: LoadedRecipe) -> None:
         scenes = np.full((LOCATIONS, spec.times), "", dtype=object)
         times = np.full((LOCATIONS, spec.times), "NaT", dtype="M8[us]")
         for sample, cell in enumerate(cells):
-            labels = np.random.default_rng(100 + sample).integers(1, 3, (2, 2))
+            first = np.random.default_rng(100 + sample).integers(1, 3, (2, 2))
             # Every third location was seen once only.
             for time in range(min(spec.times, 1 if sample % 3 == 0 else 2)):
+                labels = 3 - first if yearly and time else first
                 bands = len(spec.bands)
                 stored = _labels(labels) if product == "labels" else _image(labels, bands, rng)
                 mask = np.full(stored.shape[1:], 8, "uint8")
@@ -205,12 +215,12 @@ def _cell(k: int) -> Location:
     )
 
 
-def _spec(loaded: LoadedRecipe, product: str) -> ArraySpec:
+def _spec(loaded: LoadedRecipe, product: str, *, yearly: bool) -> ArraySpec:
     facts, bands = loaded.products[product], loaded.bands(product)
     return ArraySpec(
         product=product,
         samples=LOCATIONS,
-        times=1 if product == "labels" else 2,
+        times=1 if product == "labels" and not yearly else 2,
         bands=bands,
         size_px=LABEL_PX if product == "labels" else SIZE_PX,
         dtype=facts.stored_dtype,

@@ -78,7 +78,7 @@ def cut_windows(
     ----------
     images, labels : PatchReader
         Of one version. A patch is labelled by the label patch of its location and slot or, where
-        labels do not change (`static`), of its location.
+        there is none and labels do not change (`static`), by one of its location.
     window_px : int or None
         Edge in image pixels; None: the whole patch. What is left over at the edges is not used.
     min_label_fraction : float
@@ -159,14 +159,21 @@ def _label_edge(edge_px: int, size_px: int, label_size_px: int) -> int:
 
 def _pairs(images: Any, labels: Any, *, static: bool) -> tuple[Numbers, Numbers]:
     """Return the rows of labelled image patches and, beside them, of their labels."""
-    keys = ("location",) if static else ("location", "slot")
-    known: dict[tuple[str, ...], int] = {}
-    for row, key in enumerate(zip(*(labels[name].to_pylist() for name in keys), strict=True)):
-        known.setdefault(key, row)
-    wanted = zip(*(images[name].to_pylist() for name in keys), strict=True)
-    found = [(row, known[key]) for row, key in enumerate(wanted) if key in known]
+    own = _first_rows(labels, ("location", "slot"))
+    any_slot = _first_rows(labels, ("location",)) if static else {}
+    places = zip(images["location"].to_pylist(), images["slot"].to_pylist(), strict=True)
+    wanted = [own.get(place, any_slot.get(place[:1])) for place in places]
+    found = [(row, label) for row, label in enumerate(wanted) if label is not None]
     pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
+
+
+def _first_rows(rows: Any, keys: tuple[str, ...]) -> dict[tuple[str, ...], int]:
+    """Return the number of the first row of every key."""
+    first: dict[tuple[str, ...], int] = {}
+    for row, key in enumerate(zip(*(rows[name].to_pylist() for name in keys), strict=True)):
+        first.setdefault(key, row)
+    return first
 
 
 def _majority(

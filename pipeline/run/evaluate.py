@@ -18,13 +18,14 @@ from pipeline.evaluate.features import (
 )
 from pipeline.evaluate.report import Evaluation, count_windows, judge, majority_accuracy, markdown
 from pipeline.evaluate.scores import MODEL
-from pipeline.evaluate.windows import Windows, check_parts, cut_windows
+from pipeline.evaluate.windows import Windows, check_parts
 from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint
 from pipeline.pretrain.train import choose_device
 from pipeline.recipe import Evaluate, LoadedRecipe
 from pipeline.run.describe import model_name
 from pipeline.run.few_labels import classify_with_few
+from pipeline.run.labelled import windows_of
 from pipeline.run.trained import Trained, open_trained
 from pipeline.store import layout
 from pipeline.store.reader import open_dataset
@@ -65,15 +66,7 @@ def run_evaluate(
     dataset = open_dataset(store, version=described.version)
     place = choose_device(device)
     trained = open_trained(loaded, store, dataset, described, settings.product, place)
-    product = loaded.products[settings.labels]
-    windows = cut_windows(
-        trained.reader,
-        dataset.patches(settings.labels),
-        window_px=settings.window_px,
-        min_label_fraction=settings.min_label_fraction,
-        ignore=product.ignore_class,
-        static=product.temporal != "dated",
-    )
+    windows = windows_of(loaded, dataset, trained.reader, settings)
     check_parts(windows)
     if progress is not None:
         progress.start("evaluate", len(windows))
@@ -107,7 +100,7 @@ def run_evaluate(
         labels=settings.labels,
         transductive=described.settings.transductive,
         window_px=windows.edge_px,
-        windows=count_windows(windows, product.classes),
+        windows=count_windows(windows, loaded.products[settings.labels].classes),
         majority=majority_accuracy(windows),
         resampled=resampled,
         results=results,

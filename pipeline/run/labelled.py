@@ -88,11 +88,21 @@ def labelled_windows(loaded: LoadedRecipe, dataset: Dataset, reader: PatchReader
             f"`evaluate.labels`), but the label products of recipe {loaded.name} are: "
             f"{', '.join(known) or 'none'}."
         )
-    how = asked or Evaluate(labels=name)
-    product = loaded.products[name]
+    how = (asked or Evaluate(labels=name)).model_copy(update={"labels": name})
+    return windows_of(loaded, dataset, reader, how)
+
+
+def windows_of(
+    loaded: LoadedRecipe, dataset: Dataset, reader: PatchReader, how: Evaluate
+) -> Windows:
+    """Cut the patches of a reader into windows with the labels of `how.labels`.
+
+    Maps of a year belong to the slots that they were planned for, as dated labels do.
+    """
+    product = loaded.products[how.labels]
     return cut_windows(
         reader,
-        dataset.patches(name),
+        dataset.patches(how.labels),
         window_px=how.window_px,
         min_label_fraction=how.min_label_fraction,
         ignore=product.ignore_class,

@@ -14,6 +14,8 @@ from pipeline.evaluate.few_labels import choose, compare, draw_support, fine_tun
 from pipeline.evaluate.scores import MODEL
 from pipeline.evaluate.windows import Windows
 from pipeline.pretrain.methods.method import View
+from pipeline.run import few_labels as evaluation
+from pipeline.run import labelled as pretraining
 from pipeline.run.evaluate import run_evaluate
 from pipeline.run.labelled import labelled_windows, support_of
 from pipeline.run.pretrain import run_pretrain
@@ -123,6 +125,32 @@ def test_paws_learns_from_the_windows_that_are_known_and_no_others(published):
         stored = reader.read([windows.patch[number]])[0][0, :, y : y + 8, x : x + 8]
         known.add(stored.tobytes())
     assert seen == known
+
+
+def test_the_report_is_about_the_very_windows_that_paws_knew(published_yearly, monkeypatch):
+    """Labels that go by the slot: pretraining and evaluation once disagreed on which is whose."""
+    drawn = {}
+
+    def spied(module):
+        def draw(windows, *asked):
+            numbers = draw_support(windows, *asked)
+            table = open_dataset(published_yearly.store).patches("image").rows
+            patch = windows.patch[numbers]
+            names = [table[name].take(patch).to_pylist() for name in ("location", "slot")]
+            places = (windows.y_px[numbers], windows.x_px[numbers], windows.label[numbers])
+            drawn[module] = list(zip(*names, *(place.tolist() for place in places), strict=True))
+            return numbers
+
+        return draw
+
+    for module in (pretraining, evaluation):
+        monkeypatch.setattr(module, "draw_support", spied(module))
+    pretrain = {**PAWS, "support_known": 5}
+    loaded = published_yearly.recipe(pretrain=pretrain, evaluate=EVALUATE)
+    run_pretrain(loaded, published_yearly.store)
+    run_evaluate(loaded, published_yearly.store, device="cpu")
+    assert len(drawn[pretraining]) == 10
+    assert drawn[pretraining] == drawn[evaluation]
 
 
 def test_a_report_has_a_section_on_few_labels_where_it_is_asked_for(published):

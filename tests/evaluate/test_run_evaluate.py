@@ -58,6 +58,15 @@ def test_patterns_are_invisible_to_statistics_and_plain_to_filters(trained):
     assert linear["random-filters"].value > 0.95
 
 
+def test_maps_of_a_year_label_the_slot_that_they_were_planned_for(published_yearly):
+    """Taken for static, the second slot had the first one's labels, all of them wrong."""
+    loaded = published_yearly.recipe(pretrain=PRETRAIN, evaluate=EVALUATE)
+    run_pretrain(loaded, published_yearly.store)
+    report = run_evaluate(loaded, published_yearly.store, device="cpu")
+    linear = {r.features: r.macro.value for r in report.results if r.probe == "linear"}
+    assert linear["random-filters"] > 0.95
+
+
 def test_evaluating_twice_gives_the_same_report(trained):
     published, loaded = trained
     first, second = (run_evaluate(loaded, published.store) for _ in range(2))

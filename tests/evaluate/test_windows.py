@@ -45,6 +45,24 @@ def test_static_labels_serve_every_time_and_dated_ones_their_own(published):
     assert len(cut(published, static=False)) == 4 * first
 
 
+def test_labels_of_the_slot_go_before_those_of_another_time(published_yearly):
+    images, labels = readers(published_yearly)
+    windows = cut(published_yearly, static=True)
+    codes = labels.read(slice(None))[0][:, 0]
+    keys = ("location", "slot")
+    places = [
+        list(zip(*(r.rows[k].to_pylist() for k in keys), strict=True)) for r in (images, labels)
+    ]
+    own = {place: codes[row] for row, place in enumerate(places[1])}
+    wanted = [
+        own[places[0][patch]][y // 2 + 3, x // 2 + 3]
+        for patch, y, x in zip(windows.patch, windows.y_px, windows.x_px, strict=True)
+    ]
+    assert windows.label.tolist() == wanted
+    slots = np.array(images.rows["slot"].to_pylist())[windows.patch]
+    assert set(slots) == {"2021-01", "2021-02"}
+
+
 def test_unlabelled_pixels_count_against_the_majority(published):
     # One of 4 x 4 label pixels of each patch's first window is unlabelled, every tenth of 16.
     whole = cut(published)
