@@ -66,7 +66,7 @@ COMMON: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 2e-3, "clip": 3
 SHORT: dict[str, dict[str, Any]] = {
     "moco": {"queue": 512, "momentum": 0.99},
     "dino": {"learning_rate": 5e-4, "prototypes": 256, "teacher_momentum": 0.9, "local_crops": 0},
-    "barlow": {"projector_width": 256},
+    "barlow": {"projector_width": 256, "warmup_steps": 0},
 }
 NEIGHBOURS = 5
 #: Share of `--steps` that a method takes: a step of DINO, whose head has 5 million weights, is two

@@ -17,7 +17,7 @@ from pipeline.pretrain.methods.barlow_pixels import PixelBarlow
 from pipeline.pretrain.methods.data2vec import Data2Vec
 from pipeline.pretrain.methods.decur import DeCUR
 from pipeline.pretrain.methods.dino import DINO, Schedule
-from pipeline.pretrain.methods.mae import MAE
+from pipeline.pretrain.methods.mae import MAE, Decoder
 from pipeline.pretrain.methods.method import Method
 from pipeline.pretrain.methods.moco import MoCo
 from pipeline.pretrain.methods.mocov3 import MoCoV3
@@ -271,7 +271,10 @@ def _masked(settings: Pretrain, shape: EncoderShape, encoder: nn.Module) -> MAE 
             'none; choose a ViT, such as `backbone = "vit_small"`.'
         )
     if settings.method == "mae":
-        return MAE(encoder, bands=shape.bands, mask_fraction=settings.mask_fraction)
+        decoder = Decoder(settings.decoder_width, settings.decoder_blocks, settings.decoder_heads)
+        return MAE(
+            encoder, bands=shape.bands, mask_fraction=settings.mask_fraction, decoder=decoder
+        )
     return Data2Vec(
         encoder,
         mask_fraction=settings.mask_fraction,

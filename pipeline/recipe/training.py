@@ -16,9 +16,9 @@ BACKBONES = (
 BEFORE_BACKBONE = ("spec_", "wave_")
 
 #: What a method trains with unless the recipe says otherwise, where that is not the field's own
-#: default: as its paper or, where there is one, its first use on satellite images does.
-#: `learning_rate` is for 256 items and grows with the batch (Goyal et al. 2017, arXiv 1706.02677);
-#: `warmup` is a share of the steps.
+#: default: as its paper or, where there is one, its first use on satellite images does; where not,
+#: `docs/pretraining.md` says why. `learning_rate` is for 256 items and grows with the batch (Goyal
+#: et al. 2017, arXiv 1706.02677); `warmup` is a share of the steps.
 USUAL: dict[str, dict[str, Any]] = {
     # He et al. 2020; SSL4EO-S12 (arXiv 2211.07044)
     "moco": {"optimizer": "sgd", "learning_rate": 0.03, "weight_decay": 1e-4},
@@ -34,6 +34,9 @@ USUAL: dict[str, dict[str, Any]] = {
     # al. 2022 (arXiv 2206.13188)
     "swav": {"optimizer": "lars", "learning_rate": 0.3, "weight_decay": 1e-6, "warmup": 0.1}
     | {"temperature": 0.1, "prototypes": 500, "queue": 1280, "local_crops": 6},
+    # Zbontar et al. 2021 (arXiv 2103.03230) and its code; the warm-up as for BigEarthNet by Wang et
+    # al. 2022
+    "barlow": {"optimizer": "lars", "learning_rate": 0.2, "weight_decay": 1e-6, "warmup": 0.1},
     # Caron et al. 2021 (arXiv 2104.14294); rate as in SSL4EO-S12
     "dino": {"learning_rate": 1.5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4}
     | {"warmup": 0.1, "clip": 3.0, "drop_path": 0.1},
@@ -42,11 +45,29 @@ USUAL: dict[str, dict[str, Any]] = {
     # Baevski et al. 2022 (arXiv 2202.03555); SSL4EO-S12
     "data2vec": {"learning_rate": 1e-3, "weight_decay": 0.05, "warmup": 0.1, "clip": 3.0}
     | {"drop_path": 0.25, "teacher_momentum": 0.999, "mask_fraction": 0.6},
-    # Wang et al. 2024 (arXiv 2309.05300)
-    "decur": {"pairs": "products"},
-    # Assran et al. 2021 (arXiv 2104.13963)
-    "paws": {"warmup": 0.1, "temperature": 0.1, "local_crops": 6},
+    # Wang et al. 2024 (arXiv 2309.05300), which trains as Barlow Twins does
+    "decur": {"optimizer": "lars", "learning_rate": 0.2, "weight_decay": 1e-6, "warmup": 0.1}
+    | {"pairs": "products"},
+    # Assran et al. 2021 (arXiv 2104.13963): 6.4 for 4096 items
+    "paws": {"optimizer": "lars", "learning_rate": 0.4, "weight_decay": 1e-6, "warmup": 0.1}
+    | {"temperature": 0.1, "local_crops": 6},
+    # Braham et al. 2022 (arXiv 2206.12117) publish none
+    "barlow_pixels": {},
 }
+
+#: The same with another optimiser than the method's own, where that is published. SSL4EO-L's SimCLR
+#: is not here: it ran Adam at a rate meant for LARS.
+OTHERWISE: dict[tuple[str, str], dict[str, Any]] = {
+    # SSL4EO-S12's and DINO's own ResNet-50
+    ("dino", "sgd"): {"learning_rate": 0.03, "weight_decay": 1e-4},
+    # The ResNet-50 of the paper, 300 epochs (CONFIG.md of its code)
+    ("mocov3", "lars"): {"learning_rate": 0.3, "weight_decay": 1e-6},
+    # The released script for GeoNRW
+    ("decur", "adamw"): {"learning_rate": 1e-4, "weight_decay": 0.01},
+}
+OPTIMIZERS = ("adamw", "sgd", "lars")
+#: What is worth something under one optimiser alone.
+TIED = ("learning_rate", "weight_decay", "weight_decay_end")
 
 
 class Weights(Strict):
@@ -111,15 +132,19 @@ class Pretrain(Strict):
     patch_px: int = Field(default=4, ge=1)
     """Token edge of a ViT."""
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
-    """Default: the method's own: SGD for MoCo and SimSiam, LARS for SimCLR and SwAV."""
+    """Default: the method's own: SGD for MoCo and SimSiam, LARS for SimCLR, SwAV, Barlow Twins,
+    DeCUR and PAWS. Another one needs a `learning_rate` with it, but for those that are published:
+    SGD for DINO, LARS for MoCo v3, AdamW for DeCUR."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Highest, after the warm-up. Default: the method's own, times batch_size / 256."""
     weight_decay: float = Field(default=1e-4, ge=0)
-    """At first. Default: the method's own."""
+    """At first. Default: the method's own, with its own optimiser. LARS and SGD take it for the
+    gradient's, AdamW does not."""
     weight_decay_end: float | None = Field(default=None, ge=0)
-    """At the end of a cosine over all steps; None: as at first. Default: 0.4 for DINO."""
+    """At the end of a cosine over all steps; None: as at first. Default: 0.4 for DINO
+    with AdamW."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Default: a tenth of the steps for all but MoCo, SimSiam, Barlow Twins and DeCUR."""
+    """Default: a tenth of the steps for all but MoCo, SimSiam and Barlow Twins on pixels."""
     clip: float | None = Field(default=None, gt=0)
     """Longest gradient; None: any. Default: 3 for DINO and data2vec (SSL4EO-S12)."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
@@ -133,6 +158,13 @@ class Pretrain(Strict):
     """MoCo: keys remembered. SwAV: projections of either view remembered, 1280."""
     mask_fraction: float = Field(default=0.75, gt=0, lt=1)
     """MAE: share of hidden tokens (He et al. 2022); SpectralEarth used 0.9. data2vec: 0.6."""
+    decoder_width: int = Field(default=256, ge=4)
+    """MAE: of the decoder's tokens, a multiple of 4 and of its heads; 512 in the paper, SSL4EO-S12
+    and SpectralEarth."""
+    decoder_blocks: int = Field(default=4, ge=1)
+    """MAE: 8 in the paper and SSL4EO-S12, 1 in SpectralEarth."""
+    decoder_heads: int = Field(default=8, ge=1)
+    """MAE: 16 in the paper, SSL4EO-S12 and SpectralEarth."""
     projector_width: int = Field(default=2048, ge=2)
     """Barlow Twins, DeCUR: of each of the projector's three layers; 8192 in the papers, 2048 for
     BigEarthNet and So2Sat (Wang et al. 2022, arXiv 2206.13188). Others: of the hidden layers."""
@@ -197,7 +229,18 @@ class Pretrain(Strict):
         """Fill in what the method trains with where the recipe does not say."""
         if not isinstance(given, dict):
             return given
-        usual = dict(USUAL.get(str(given.get("method", "moco")), {}))
+        method = str(given.get("method", "moco"))
+        usual = dict(USUAL.get(method, {}))
+        own = usual.get("optimizer", cls.model_fields["optimizer"].default)
+        if (asked := given.get("optimizer", own)) != own:
+            other = OTHERWISE.get((method, str(asked)), {})
+            known = method in USUAL and asked in OPTIMIZERS
+            if known and not other and "learning_rate" not in given:
+                raise ValueError(
+                    f"`optimizer` is {asked!r}, and for `{method}` no `learning_rate` is published "
+                    f"with it; write one, or leave `optimizer` at {own!r}"
+                )
+            usual = {key: value for key, value in usual.items() if key not in TIED} | other
         share = usual.pop("warmup", 0.0)
         if isinstance(steps := given.get("steps", 1000), int):
             usual["warmup_steps"] = round(share * steps)
@@ -211,6 +254,15 @@ class Pretrain(Strict):
             raise ValueError(
                 f"`accumulate` is {self.accumulate}, which does not part a batch of "
                 f"{self.batch_size} into equal parts of at least 2 items"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _decoded(self) -> Pretrain:
+        if self.decoder_width % 4 or self.decoder_width % self.decoder_heads:
+            raise ValueError(
+                f"`decoder_width` is {self.decoder_width}, which must be a multiple of 4 and of "
+                f"`decoder_heads`, {self.decoder_heads}"
             )
         return self
 

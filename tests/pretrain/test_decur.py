@@ -100,7 +100,10 @@ def test_the_first_view_alone_meets_the_other_modality():
 def test_the_recipe_says_which_optimiser_is_used(tiny_run):
     # The released code used AdamW whatever it was asked for.
     for name, kind in (("sgd", "SGD"), ("lars", "Lars"), ("adamw", "AdamW")):
-        assert type(tiny_run("decur", optimizer=name).run.optimizer).__name__ == kind
+        assert (
+            type(tiny_run("decur", optimizer=name, learning_rate=0.1).run.optimizer).__name__
+            == kind
+        )
 
 
 def test_the_loss_is_float32_inside_autocast(tiny_net, view):

@@ -12,12 +12,16 @@ from torch.nn import functional as F
 
 from pipeline.pretrain.methods.mae import (
     MAE,
+    Decoder,
     choose_hidden,
     patchify,
     reconstruction_loss,
     take,
 )
 from pipeline.pretrain.methods.method import View
+
+#: Of the decoder.
+SMALL = Decoder(width=16, blocks=1, heads=2)
 
 
 def test_the_loss_of_a_case_done_by_hand():
@@ -78,7 +82,7 @@ def test_every_token_is_either_kept_or_hidden(tokens, fraction, seed):
 
 def test_kept_tokens_are_encoded_as_lightly_does(tiny_vit, view):
     vit = tiny_vit(3)
-    method = MAE(vit, bands=3, mask_fraction=0.5).eval()
+    method = MAE(vit, bands=3, mask_fraction=0.5, decoder=SMALL).eval()
     theirs = MaskedVisionTransformerTIMM(
         vit, weight_initialization="skip", pos_embed_initialization="skip"
     ).eval()
@@ -91,12 +95,12 @@ def test_with_every_token_kept_the_encoder_is_timms_own(tiny_vit, view):
     vit = tiny_vit(3).eval()
     image = view(2, 3).image
     everything = torch.arange(16).expand(2, -1)
-    encoded = MAE(vit, bands=3, mask_fraction=0.5).encode(image, everything)
+    encoded = MAE(vit, bands=3, mask_fraction=0.5, decoder=SMALL).encode(image, everything)
     torch.testing.assert_close(encoded, vit.forward_features(image))
 
 
 def test_hidden_pixels_do_not_reach_the_prediction(tiny_vit, view):
-    method = MAE(tiny_vit(3), bands=3, mask_fraction=0.75).eval()
+    method = MAE(tiny_vit(3), bands=3, mask_fraction=0.75, decoder=SMALL).eval()
     image = view(2, 3).image
     chosen = choose_hidden(2, 16, 0.75, torch.Generator().manual_seed(0))
     wanted = method.decode(method.encode(image, chosen.kept), chosen)
@@ -108,7 +112,7 @@ def test_hidden_pixels_do_not_reach_the_prediction(tiny_vit, view):
 
 def test_a_few_steps_on_one_image_lower_the_loss(tiny_vit, view):
     torch.manual_seed(0)
-    method = MAE(tiny_vit(5), bands=5, mask_fraction=0.5)
+    method = MAE(tiny_vit(5), bands=5, mask_fraction=0.5, decoder=SMALL)
     smooth = F.interpolate(view(4, 5, 2).image, size=8, mode="bilinear")
     seen = View(smooth, torch.ones_like(smooth, dtype=torch.bool))
     optimizer = torch.optim.AdamW(method.parameters(), lr=1e-3)
@@ -130,7 +134,7 @@ def test_take_returns_tokens_by_number():
 
 def test_the_loss_is_float32_inside_autocast(tiny_vit, view):
     with torch.autocast("cpu", torch.bfloat16):
-        learned = MAE(tiny_vit(3), bands=3, mask_fraction=0.5)(
+        learned = MAE(tiny_vit(3), bands=3, mask_fraction=0.5, decoder=SMALL)(
             [view(4, 3)], torch.Generator().manual_seed(0)
         )
     assert learned.loss.dtype == learned.embedding.dtype == torch.float32

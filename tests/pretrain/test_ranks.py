@@ -20,7 +20,7 @@ from pipeline.pretrain.methods.barlow_pixels import PixelBarlow
 from pipeline.pretrain.methods.data2vec import Data2Vec
 from pipeline.pretrain.methods.decur import DeCUR
 from pipeline.pretrain.methods.dino import DINO, Schedule
-from pipeline.pretrain.methods.mae import MAE
+from pipeline.pretrain.methods.mae import MAE, Decoder
 from pipeline.pretrain.methods.method import View
 from pipeline.pretrain.methods.moco import MoCo
 from pipeline.pretrain.methods.mocov3 import MoCoV3
@@ -90,7 +90,7 @@ def build(name):
     barlow = {"projector_width": 8, "off_diagonal": 0.0051}
     made = {
         "moco": lambda: MoCo(net(3), 6, queue=20, momentum=0.9, temperature=0.2, seed=0),
-        "mae": lambda: MAE(vit(), bands=3, mask_fraction=0.5),
+        "mae": lambda: MAE(vit(), bands=3, mask_fraction=0.5, decoder=Decoder(16, 1, 2)),
         "barlow": lambda: BarlowTwins(net(3), 6, **barlow),
         "dino": lambda: DINO(
             net(3),

@@ -20,7 +20,7 @@ Review of Wang et al.
     Channel drop zeroes rows of the image:
     test_barlow_pixels::test_left_out_bands_are_whole_bands_of_a_window_and_about_as_many_as_said.
 PAWS for hyperspectral images
-    A rate of 0.5: test_paws_trains_at_a_rate_that_adam_can_bear.
+    A rate of 0.5: test_paws_never_has_a_rate_that_adam_cannot_bear.
     The encoder is saved before the first step, so fine-tuning starts from random weights:
     test_what_is_kept_is_what_was_learned,
     ../evaluate/test_few_labels::test_fine_tuning_starts_from_the_encoder_it_is_given.
@@ -71,6 +71,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from pipeline.pretrain import checkpoint
 from pipeline.pretrain.choice import build_method, crops_of
@@ -99,10 +100,12 @@ def test_seven_eighths_of_the_dimensions_are_common():
     assert settings.common_fraction * 8192 == 7168
 
 
-def test_paws_trains_at_a_rate_that_adam_can_bear(tiny_run):
-    run = tiny_run("paws", warmup_steps=0).run
-    assert type(run.optimizer).__name__ == "AdamW"
-    assert all(group["lr"] <= 1e-3 for group in run.optimizer.param_groups)
+def test_paws_never_has_a_rate_that_adam_cannot_bear(tiny_run):
+    run = tiny_run("paws", warmup_steps=0, batch_size=256).run
+    assert type(run.optimizer).__name__ == "Lars"
+    assert all(group["lr"] <= 0.4 for group in run.optimizer.param_groups)
+    with pytest.raises(ValidationError, match="`learning_rate`"):
+        tiny_run("paws", optimizer="adamw")
 
 
 @pytest.mark.parametrize("method", ["paws", "dino"])

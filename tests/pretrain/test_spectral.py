@@ -10,7 +10,10 @@ from torch.nn import functional as F
 from pipeline.errors import RecipeError
 from pipeline.pretrain.encoders.backbones import EncoderShape, build_encoder, width_of
 from pipeline.pretrain.encoders.spectral import LEAST_BANDS, WIDTH, SpectralAdapter, lengths
-from pipeline.pretrain.methods.mae import MAE
+from pipeline.pretrain.methods.mae import MAE, Decoder
+
+#: Of the decoder.
+SMALL = Decoder(width=16, blocks=1, heads=2)
 
 
 def adapter(bands=80):
@@ -259,7 +262,7 @@ def test_large_encoders_have_the_published_size(backbone, patch_px, millions):
 
 def test_a_masked_autoencoder_hides_tokens_behind_an_adapter(view):
     vit = build_encoder(EncoderShape("spec_vit_tiny", 75, 8, 4), seed=0)
-    method = MAE(vit, bands=75, mask_fraction=0.5)
+    method = MAE(vit, bands=75, mask_fraction=0.5, decoder=SMALL)
     learned = method([view(2, 75)], torch.Generator().manual_seed(0))
     learned.loss.backward()
     assert method.predict.out_features == 4 * 4 * 75

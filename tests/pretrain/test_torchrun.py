@@ -46,6 +46,7 @@ path = "."
 method = "barlow"
 backbone = "vit_tiny"
 optimizer = "sgd"
+learning_rate = 1e-3
 pairs = "views"
 batch_size = 4
 crop_px = 8

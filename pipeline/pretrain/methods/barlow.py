@@ -5,8 +5,9 @@ Zbontar et al. 2021, "Barlow Twins: Self-Supervised Learning via Redundancy Redu
 different dimensions should tell different things: the correlations between the views' dimensions,
 over the batch, are pulled towards the identity.
 
-The paper trains with LARS and a hundredth of the loss. Neither LARS nor AdamW sees the scale of a
-loss, so there is none here.
+There is no scale in front of the loss. AdamW does not see one, nor do the weights under LARS;
+biases and norms, which LARS leaves to SGD, do, and have a rate of their own instead, as in the
+paper's code (`pipeline.pretrain.optimise`).
 """
 
 from __future__ import annotations
