@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.pretrain.choice import TWO_SIZES
+from pipeline.pretrain.encoders.norms import RankBatchNorm, share_norms
+from pipeline.pretrain.encoders.spectral import WIDTH, SpectralAdapter
 from pipeline.pretrain.methods.barlow import BarlowTwins, barlow_loss
 from pipeline.pretrain.methods.barlow_pixels import PixelBarlow
 from pipeline.pretrain.methods.data2vec import Data2Vec
@@ -173,6 +175,49 @@ def study(name, part=slice(None)):
     return {"loss": loss.detach(), "gradient": grads, "state": method.state_dict()}
 
 
+def adapt(way="forward", part=slice(None), *, bf16=False):
+    """Learn with a spectral adapter on a batch whose halves differ as much as two sensors' do.
+
+    Returns output, gradients, running moments, and the bytes that were kept for the gradients.
+    """
+    random = torch.Generator().manual_seed(5)
+    images = torch.randn(ITEMS, 80, 4, 4, generator=random)
+    images[ITEMS // 2 :] = 3 * images[ITEMS // 2 :] + 2
+    upstream = torch.randn(ITEMS, WIDTH, 4, 4, generator=random)
+    torch.manual_seed(0)
+    adapter = SpectralAdapter(80)
+    if part.stop:
+        share_norms(adapter, torch.device("cpu"))
+        assert isinstance(adapter.layers[1], RankBatchNorm)
+    kept = {}
+
+    def count(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    own = images[part].requires_grad_()
+    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        out = getattr(adapter, way)(own)
+    out.backward(upstream[part].to(out.dtype))
+    # A shift before a norm has no gradient but rounding.
+    named = dict(adapter.named_parameters())
+    shifts = {f"layers.{k}.bias" for k in (0, 3, 6)}
+    grads = {name: p.grad for name, p in named.items() if name not in shifts}
+    buffers = {name: b.clone() for name, b in adapter.named_buffers()}
+    adapter.eval()
+    with torch.no_grad():
+        after = getattr(adapter, way)(own)
+    return {
+        "out": out.detach(),
+        "image": own.grad,
+        "after": after,
+        "gradient": grads,
+        "moments": buffers,
+        "bytes": sum(kept.values()),
+    }
+
+
 def one_rank(rank, port, folder):
     """Write what one of two ranks gets, its gradients averaged as data-parallel training does."""
     torch.set_num_threads(1)
@@ -193,6 +238,10 @@ def one_rank(rank, port, folder):
         for name in METHODS:
             found = study(name, slice(rank * half, (rank + 1) * half))
             torch.save(found, folder / f"{name}-{rank}.pt")
+        share = slice(rank * half, (rank + 1) * half)
+        for bf16 in (False, True):
+            for way in ("forward", "plain"):
+                torch.save(adapt(way, share, bf16=bf16), folder / f"{way}-{bf16}-{rank}.pt")
         torch.save(gathered(), folder / f"gathered-{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -252,6 +301,43 @@ def test_a_method_over_two_ranks_equals_one_rank(name, two_ranks):
         states = [list(run["state"].values()) for run in (found, wanted)]
         assert apart(*states) < 1e-6
         assert found["state"].keys() == wanted["state"].keys()
+
+
+def adapted(folder, way, *, bf16):
+    """Return what two ranks' adapters gave, put together as one rank's; and the kept bytes."""
+    both = [torch.load(folder / f"{way}-{bf16}-{number}.pt") for number in range(2)]
+    joined = {key: torch.cat([one[key] for one in both]) for key in ("out", "image", "after")}
+    names = both[0]["gradient"]
+    joined["gradient"] = {name: sum(one["gradient"][name] for one in both) for name in names}
+    for name, kept in both[0]["moments"].items():
+        assert torch.equal(kept, both[1]["moments"][name])
+    return {**joined, "moments": both[0]["moments"]}, [one["bytes"] for one in both]
+
+
+def tensors(result):
+    """Every tensor of what `adapt` returns, by name."""
+    flat = {key: result[key] for key in ("out", "image", "after")}
+    return flat | result["gradient"] | result["moments"]
+
+
+def test_a_spectral_adapter_over_two_ranks_equals_one_rank(two_ranks):
+    found, _ = adapted(two_ranks, "forward", bf16=False)
+    wanted = tensors(adapt())
+    for name, one in tensors(found).items():
+        assert apart([one], [wanted[name]]) < 1e-5, name
+
+
+def test_a_spectral_adapter_over_two_ranks_is_in_bfloat16_as_near_as_its_definition(two_ranks):
+    wanted = tensors(adapt())
+    found, plain = (tensors(adapted(two_ranks, way, bf16=True)[0]) for way in ("forward", "plain"))
+    for name, one in found.items():
+        assert apart([one], [wanted[name]]) < 1.2 * apart([plain[name]], [wanted[name]]) + 1e-3
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_spectral_adapter_over_two_ranks_keeps_half_of_what_conv3d_keeps_or_less(bf16, two_ranks):
+    ours, plain = (adapted(two_ranks, way, bf16=bf16)[1] for way in ("forward", "plain"))
+    assert all(one < 0.5 * other for one, other in zip(ours, plain, strict=True))
 
 
 def apart(found, wanted):

@@ -11,6 +11,9 @@ last"), so that every convolution is a matrix product:
 Of what a layer computes, its convolution's result is kept for the backward pass; norm and
 activation are computed again there, and of the first layer the convolution too. So of 4,298 values
 a pixel of 202 bands (image; results of convolutions and of activations) 1,232 are kept.
+
+Where several ranks share a batch, the norms' moments are those of all of them, and so are the two
+sums over items that a norm's gradient needs: a few hundred numbers each, exchanged on the way.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
+
+from pipeline.pretrain import ranks
+from pipeline.pretrain.encoders.norms import RankBatchNorm
 
 #: Places of the spectrum that the first layer makes at a time, and bands in a group.
 LANES = 8
@@ -34,7 +40,7 @@ def features_by_rows(layers: nn.Sequential, image: Tensor, left: tuple[int, ...]
     Parameters
     ----------
     layers : Sequential
-        Conv3d, BatchNorm3d, ReLU; three times. Running moments move as usual.
+        Conv3d, BatchNorm3d or a norm over ranks, ReLU; three times. Running moments move as usual.
     image : Tensor, shape (batch, band, y, x)
     left : tuple of int
         Places left after each layer.
@@ -145,26 +151,32 @@ class _NormReluConv(Function):
         given = values
         if toeplitz is not None and shifts is not None:
             given = _first(values, toeplitz, shifts, places)
-        normed, mean, spread = torch.native_batch_norm(
-            given,
-            gain,
-            shift,
-            norm.running_mean,
-            norm.running_var,
-            norm.training,
-            norm.momentum or 0.0,
-            norm.eps,
-        )
+        count = None
+        if norm.training and _is_shared(norm):
+            mean, variance, count = _moments(given, norm)
+            spread = (variance + norm.eps).rsqrt()
+            normed = F.batch_norm(given, mean, variance, gain, shift, eps=norm.eps)
+        else:
+            normed, mean, spread = torch.native_batch_norm(
+                given,
+                gain,
+                shift,
+                norm.running_mean,
+                norm.running_var,
+                norm.training,
+                norm.momentum or 0.0,
+                norm.eps,
+            )
         if not norm.training and norm.running_mean is not None and norm.running_var is not None:
             mean, spread = norm.running_mean, (norm.running_var + norm.eps).rsqrt()
-        ctx.save_for_backward(values, toeplitz, shifts, gain, shift, weight, mean, spread)
+        ctx.save_for_backward(values, toeplitz, shifts, gain, shift, weight, mean, spread, count)
         ctx.settings = (norm.training, norm.eps, (1, stride), (0, padding), places)
         return F.conv2d(normed.relu_(), weight, bias, (1, stride), (0, padding))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, toeplitz, shifts, gain, shift, weight, mean, spread = ctx.saved_tensors
+        values, toeplitz, shifts, gain, shift, weight, mean, spread, count = ctx.saved_tensors
         training, eps, stride, padding, places = ctx.settings
         given = values if toeplitz is None else _first(values, toeplitz, shifts, places)
         variance = spread.square().reciprocal() - eps
@@ -173,10 +185,13 @@ class _NormReluConv(Function):
             grad, normed, weight, stride, padding, (True, True, True)
         )
         grad = torch.ops.aten.threshold_backward(grad, normed, 0)
-        moments = (None, None, mean, spread) if training else (mean, variance, None, None)
+        own = training and count is None
+        moments = (None, None, mean, spread) if own else (mean, variance, None, None)
         grad, grad_gain, grad_shift = torch.ops.aten.native_batch_norm_backward(
-            grad, given, gain, *moments, training, eps, [True, True, True]
+            grad, given, gain, *moments, own, eps, [True, True, True]
         )
+        if count is not None:
+            _through_moments(grad, given, gain * spread, mean, spread, count, grad_gain, grad_shift)
         of_values, of_toeplitz, of_shifts = grad, None, None
         if toeplitz is not None:
             blocks = -(-places // LANES)
@@ -186,6 +201,57 @@ class _NormReluConv(Function):
             )
         results = (of_values, of_toeplitz, of_shifts, grad_gain, grad_shift, grad_weight, grad_bias)
         return (*results, None, None, None, None)
+
+
+def _is_shared(norm: Any) -> bool:
+    """Return whether a norm's moments are those of all ranks, and there are several."""
+    return ranks.size() > 1 and isinstance(norm, RankBatchNorm | nn.SyncBatchNorm)
+
+
+def _moments(given: Tensor, norm: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, variance and number of the values of all ranks; move the running moments.
+
+    Each rank's own moments are joined as Chan et al. 1979 do (Stanford STAN-CS-79-773), which
+    costs no digits where a mean is large. Ranks may differ in size.
+    """
+    zero = norm.running_mean.new_zeros(norm.num_features)
+    # The norm's own sums, in float32 whatever type the values have; what they move is thrown away.
+    own = torch.batch_norm_update_stats(given, zero, zero.clone(), 0.0)
+    items = given.numel() // given.shape[1]
+    parts = ranks.gather_rows(torch.cat([*own, zero.new_full((1,), items)]).unsqueeze(0))
+    means, variances, counts = torch.split(parts, [len(zero), len(zero), 1], dim=1)
+    count = counts.sum()
+    share = counts / count
+    mean = (means * share).sum(dim=0)
+    variance = ((variances + (means - mean).square()) * share).sum(dim=0)
+    momentum = norm.momentum or 0.0
+    norm.running_mean.lerp_(mean, momentum)
+    norm.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), momentum)
+    return mean, variance, count
+
+
+def _through_moments(
+    grad: Tensor,
+    given: Tensor,
+    scale: Tensor,
+    mean: Tensor,
+    spread: Tensor,
+    count: Tensor,
+    grad_gain: Tensor,
+    grad_shift: Tensor,
+) -> None:
+    """Add to a norm's gradient what goes through the moments of all ranks; in place.
+
+    With x the normalised values and d the gradient of the norm's result, that of its input is
+    scale * (d - mean(d) - x mean(d x)) (Ioffe and Szegedy 2015, section 3), means over all ranks.
+    The first term is `grad`; the sums of d and d x over this rank are the gradients of the norm's
+    parameters, which stay this rank's: data-parallel training takes their mean over ranks.
+    """
+    both = ranks.sum_over_ranks(torch.stack([grad_shift, grad_gain])) / count
+    slope = scale * spread * both[1]
+    level = scale * both[0] - slope * mean
+    slope, level = (part.view(1, -1, 1, 1) for part in (slope, level))
+    grad.sub_(level).addcmul_(given, slope, value=-1)
 
 
 def _conv_backward(
