@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.products.catalogue import Band, BandAsset, MaskLayer
 from pipeline.raster.masks import native_dtype
-from pipeline.raster.sentinel1 import has_border_noise
+from pipeline.raster.sentinel1 import may_have_border_noise
 from pipeline.raster.zones import FALSE_NORTHING_SOUTH_M, Floats, Ints
 from pipeline.recipe import LoadedRecipe
 from pipeline.stages.extract import choose_file
@@ -208,7 +208,7 @@ def _tables(
     noise, noisy = facts.calibration.noise, read
     if noise is not None:
         when = scenes.column("acquired").take(pa.array(read)).to_pylist()
-        noisy = read[np.array([has_border_noise(moment) for moment in when], dtype=bool)]
+        noisy = read[np.array([may_have_border_noise(moment) for moment in when], dtype=bool)]
     entries = _entries(loaded, product)
     names = [name for band in loaded.bands(product) for name in facts.coefficients(band)]
     unknown = np.full(scenes.num_rows, _TABLE_BYTES[facts.calibration.method], dtype=np.float64)
