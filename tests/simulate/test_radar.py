@@ -11,15 +11,21 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from rasterio.transform import GCPTransformer
 
 from pipeline.products.catalogue import load_product
 from pipeline.raster.zones import to_plane
 from pipeline.records import Scene
 from pipeline.simulate.archive import make_archive
+from pipeline.simulate.delivery.orbits import SMALL, orbit_of, scenes_over
+from pipeline.simulate.delivery.shelves import files_of, shelf_of
+from pipeline.simulate.delivery.stac_items import Written, item_of
 from pipeline.simulate.truth.ground import STEP, reflectance
 from pipeline.simulate.truth.noise import Place
+from pipeline.stages.search.newest import deduplicate
 from pipeline.stages.search.normalise import normalise
+from pipeline.store.tables import from_rows
 
 GRD = load_product("sentinel-1-grd")
 
@@ -76,3 +82,34 @@ def test_items_become_scenes(made: Any) -> None:
         scene = normalise(item, GRD, "earth-search", None)
         assert isinstance(scene, Scene), scene
         assert {asset.name for asset in scene.assets} == set(item["assets"])
+
+
+@pytest.mark.parametrize(
+    ("name", "provider"),
+    [("sentinel-1-grd", "earth-search"), ("sentinel-1-rtc", "planetary-computer")],
+)
+def test_two_satellites_that_count_alike_are_told_apart(name: str, provider: str) -> None:
+    """S1A and S1B number their data takes each for itself: equal numbers are two acquisitions."""
+    shelf = shelf_of(name, provider)
+    area = shapely.box(495_000, 5_745_000, 505_000, 5_755_000)
+    passes = (date(2023, 4, 1), date(2023, 5, 19))
+    found = scenes_over(orbit_of(name, SMALL), 33, area, *passes)
+    assets = {file.key: f"https://sentinel1.example/{file.key}" for file in files_of(shelf)}
+    items = [item_of(shelf, scene, Written(assets, {})) for scene in found]
+    count = [
+        (item["properties"]["s1:datatake_id"], item["properties"]["s1:slice_number"])
+        for item in items
+    ]
+    assert len(set(count)) < len(count)
+    assert {item["properties"]["platform"].lower() for item in items} == {
+        "sentinel-1a",
+        "sentinel-1b",
+    }
+    rows = [normalise(item, shelf.product, provider, None) for item in items]
+    scenes = [row for row in rows if isinstance(row, Scene)]
+    assert len(scenes) == len(rows), rows
+    kept, lost = deduplicate(from_rows(scenes, Scene))
+    assert not lost
+    assert sorted(kept.column("item").to_pylist()) == sorted(item["id"] for item in items)
+    parts = [str(item["id"]).split("_") for item in items]
+    assert {row.datatake for row in scenes} == {f"{part[0]}_{part[7]}" for part in parts}

@@ -27,6 +27,7 @@ from pipeline.sources.providers import load_provider
 from pipeline.sources.stac.catalogue import Catalogue
 from pipeline.stages.plan.plan import plan
 from pipeline.stages.sample.take import take
+from pipeline.stages.search.newest import deduplicate
 from pipeline.stages.search.questions import facts_of, queries
 from pipeline.store.tables import from_rows, to_rows
 
@@ -77,6 +78,21 @@ def test_the_table_for_planning_is_what_a_search_of_the_catalogue_finds(
     made = [row for table in tables for row in to_rows(table, Scene)]
     scenes = to_rows(from_rows(scenes, Scene), Scene)
     assert sorted(map(comparable, made)) == sorted(map(comparable, scenes))
+
+
+def test_no_scene_of_two_satellites_is_taken_for_another(loaded: LoadedRecipe) -> None:
+    """Each counts its own data takes, so the same numbers come from both."""
+    (provider,) = loaded.wishes["sentinel-1-grd"].providers
+    questions = asked(loaded, "sentinel-1-grd", provider)
+    rows = [*Answers(loaded, "sentinel-1-grd", provider).rows(questions)]
+    scenes = [row for row in rows if isinstance(row, Scene)]
+    takes: dict[str, set[str]] = {"S1A": set(), "S1B": set()}
+    for row in scenes:
+        takes[row.item[:3]].add(f"{row.item.split('_')[7]}/{row.tile}")
+    assert takes["S1A"] & takes["S1B"]
+    kept, lost = deduplicate(from_rows(scenes, Scene))
+    assert not lost
+    assert kept.num_rows == len(scenes)
 
 
 def test_hollow_pages_are_as_many_and_ask_for_as_many(tmp_path: Path, url: str) -> None:

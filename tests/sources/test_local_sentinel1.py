@@ -139,7 +139,7 @@ def test_a_safe_becomes_the_scene_that_catalogues_know(tmp_path: Path) -> None:
     write_safe(tmp_path)
     scene = only(tmp_path)
     assert isinstance(scene, Scene)
-    assert scene.scene == "sentinel-1-grd/298740/4"
+    assert scene.scene == "sentinel-1-grd/S1A_048EF4/4"
     assert scene.acquired.isoformat() == "2021-07-04T17:05:57.100000+00:00"
     assert {asset.name for asset in scene.assets} == {
         "vv", "vh", "schema-calibration-vv", "schema-calibration-vh"

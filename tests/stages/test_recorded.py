@@ -84,6 +84,27 @@ def test_no_recorded_item_breaks_any_product(service: str) -> None:
     assert read == recorded[service]
 
 
+@pytest.mark.parametrize(
+    ("service", "product", "name"),
+    [
+        ("earth-search", "sentinel-1-grd", "S1A_06C567/16"),
+        ("planetary-computer", "sentinel-1-rtc", "S1A_073302/30"),
+    ],
+)
+def test_sentinel_1_is_known_by_satellite_and_data_take(
+    service: str, product: str, name: str
+) -> None:
+    """The number of a data take is of its satellite alone: S1B has the same ones."""
+    facts = load_product(product)
+    rows = [(item, normalise(item, facts, service, None)) for item in items(service)]
+    of_scene = {row.scene: item for item, row in rows if isinstance(row, Scene)}
+    item = of_scene[f"{product}/{name}"]
+    row = normalise({**item, "id": item["id"].replace("S1A", "S1B")}, facts, service, None)
+    assert isinstance(row, Scene)
+    assert row.scene == f"{product}/{name}".replace("S1A", "S1B")
+    assert int(name[4:10], 16) == int(item["properties"]["s1:datatake_id"])
+
+
 def test_items_without_assets_or_geometry_are_named() -> None:
     """A `fields` search: the keys are missing, not empty."""
     sentinel = load_product("sentinel-2-l2a")

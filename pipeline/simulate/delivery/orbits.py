@@ -255,13 +255,13 @@ def _frames(
             height_m=height_m,
             across=strip,
             along=reach,
-            **_names(orbit.product, track, frame, day, when),
+            **_names(orbit, track, frame, day, when),
         )
 
 
-def _names(product: str, track: int, frame: int, day: date, when: datetime) -> dict[str, str]:
+def _names(orbit: Orbit, track: int, frame: int, day: date, when: datetime) -> dict[str, str]:
     """Return item, datatake, tile and baseline of a frame, as its provider writes them."""
-    days = (day - _DAY_ZERO).days
+    product, days = orbit.product, (day - _DAY_ZERO).days
     if product.startswith("landsat"):
         satellite = {"tm": "LT05", "etm": "LE07"}.get(product.split("-")[1], "LC08")
         level = "L1TP" if product.endswith("-toa") else "L2SP"
@@ -273,10 +273,14 @@ def _names(product: str, track: int, frame: int, day: date, when: datetime) -> d
             "baseline": level,
         }
     if product.startswith("sentinel-1"):
-        orbit, take = days * 15 + track % 15, days * 97 + track % 97
+        # Two satellites in turn. Each counts its own data takes: in every second round of a track
+        # one of them has the number that the other had in the round before.
+        rounds = days // orbit.cycle_days
+        satellite, take = "S1A" if rounds % 2 else "S1B", rounds // 2 * 97 + track % 97
+        number = days * 15 + track % 15
         span = f"{when:%Y%m%dT%H%M%S}_{when + timedelta(seconds=25):%Y%m%dT%H%M%S}"
         return {
-            "item": f"S1A_IW_GRDH_1SDV_{span}_{orbit:06d}_{take:06X}",
+            "item": f"{satellite}_IW_GRDH_1SDV_{span}_{number:06d}_{take:06X}",
             "datatake": str(take),
             "tile": str(-frame % 999 + 1),
             "baseline": "Fast-24h",

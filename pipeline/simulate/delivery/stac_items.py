@@ -285,11 +285,12 @@ def _sentinel1(shelf: Shelf, scene: Scene, percent: Mapping[str, float]) -> Prop
     del percent
     end = scene.when + timedelta(seconds=25)
     upper = shelf.provider == "planetary-computer"
+    platform = f"sentinel-{scene.item[1:3].lower()}"
     form = "%Y-%m-%d %H:%M:%S.%f+00:00" if upper else "%Y-%m-%dT%H:%M:%S.%fZ"
     return {
         "start_datetime": f"{scene.when:{form}}",
         "end_datetime": f"{end:{form}}",
-        "platform": "SENTINEL-1A" if upper else "sentinel-1a",
+        "platform": platform.upper() if upper else platform,
         "constellation": "Sentinel-1" if upper else "sentinel-1",
         "sar:instrument_mode": "IW",
         "sar:polarizations": ["VV", "VH"],

@@ -263,10 +263,12 @@ def identity(satellite: str, still: Scene, when: datetime) -> dict[str, Any]:
             "baseline": level,
         }
     if product.startswith("sentinel-1"):
-        take = f"{when:%y%j}{track:03d}"
+        # Each satellite counts its own data takes, so both have the same numbers.
+        flight, days = FLIGHTS["sentinel-1"], (when - EPOCH).days
+        count = days // flight.days * flight.orbits + track
         return {
-            "item": f"{satellite}_IW_GRDH_1SDV_{second}_{second}_{take}_{still.tile}",
-            "datatake": take,
+            "item": f"{satellite}_IW_GRDH_1SDV_{second}_{second}_{days * 15:06d}_{count:06X}",
+            "datatake": str(count),
             "baseline": "Fast-24h",
         }
     take, frame = f"{when:%y%j}{track:05d}", int(still.tile)

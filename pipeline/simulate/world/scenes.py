@@ -149,6 +149,9 @@ def _table(collection: Collection, examples: dict[int, Scene], items: Items) -> 
 def _datatake(mission: str, name: dict[str, Any]) -> str:
     """Return the datatake as the product files cut it out."""
     text = str(name["datatake"])
+    if mission == "sentinel-1":
+        satellite, *_, take = str(name["item"]).split("_")
+        return f"{satellite}_{take}"
     return "_".join(text[1:].split("_")[:2]) if mission == "sentinel-2" else text
 
 
