@@ -71,7 +71,8 @@ def harmonise(
     ------
     GiveUp
         `corrupt`: the stored type is an integer, and a value is not; or a class code does not
-        fit. Both mean that the file does not hold what its product file says.
+        fit, or is none of the product's `classes` (where it names any). All mean that the file does
+        not hold what its product file says.
     """
     fill = _not_seen(delivered, product.nodata)
     saturated = _equal(delivered, product.saturated)
@@ -88,6 +89,8 @@ def harmonise(
         np.copyto(stored, product.fill, where=fill)
         return Harmonised(stored, fill, saturated)
     whole = _whole(delivered, fill, product)
+    if product.classes:
+        _expect_classes(whole, fill, product)
     if offset_add:
         whole = _narrowed(whole) + np.int32(offset_add)
     least, most = _LEGAL[product.stored_dtype]
@@ -104,6 +107,19 @@ def harmonise(
     stored = whole.astype(product.stored_dtype)
     np.copyto(stored, int(product.fill), where=fill)
     return Harmonised(stored, fill, saturated)
+
+
+def _expect_classes(codes: NDArray[Any], fill: NDArray[np.bool_], product: Product) -> None:
+    """Raise `GiveUp` if there are class codes that the product does not name."""
+    known = np.array([int(code) for code in product.classes])
+    strange = ~np.isin(codes, known)
+    strange &= ~fill
+    if strange.any():
+        named = ", ".join(str(code) for code in np.unique(codes[strange])[:5].tolist())
+        raise GiveUp(
+            f"{product.id}: class codes that its `classes` do not name: {named}.",
+            failure="corrupt",
+        )
 
 
 def recoded(

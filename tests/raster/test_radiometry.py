@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.errors import GiveUp
-from pipeline.products.catalogue import Band, Product
+from pipeline.products.catalogue import Band, Product, load_product
 from pipeline.raster.radiometry import harmonise, recoded
 
 
@@ -96,6 +96,16 @@ def test_a_class_code_that_does_not_fit_is_no_saturation() -> None:
     assert fits.stored.tolist() == [[[0, 6]]]
     with pytest.raises(GiveUp, match="class code"):
         harmonise(np.array([[[256]]], np.uint16), product=labels, offset_add=0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_class_that_the_product_does_not_name_is_an_error_that_names_it(dtype: type) -> None:
+    nlcd = load_product("nlcd")
+    known = np.array([[[11, 51, 95], [0, 0, 0]]], dtype)
+    assert not harmonise(known, product=nlcd, offset_add=0).fill[0, 0].any()
+    with pytest.raises(GiveUp, match=r"nlcd: class codes .*: 13, 250") as caught:
+        harmonise(np.array([[[11, 250, 13], [13, 0, 0]]], dtype), product=nlcd, offset_add=0)
+    assert caught.value.failure == "corrupt"
 
 
 def test_the_delivered_array_is_left_alone() -> None:

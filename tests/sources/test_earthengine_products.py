@@ -166,25 +166,63 @@ def test_a_scene_s_coefficients_are_those_of_its_metadata_file(
         assert conversion(found, band.name) == conversion(parse_mtl(text, "file"), band.name)
 
 
-@pytest.mark.parametrize("name", MAPS)
-def test_a_map_with_a_class_that_is_not_known_is_not_used(server: Any, name: str) -> None:
-    product = load_product(name)
+def described(server: Any, product: Product) -> tuple[dict[str, Any], str]:
+    """Return an image of a map as the endpoint describes it, and the name of its band."""
     facts = product.providers["earth-engine"]
     image = next(i for c in facts.collection.split() for i in server.world.collections[c])
     (asset,) = (files[0].asset for files in facts.assets.values())
-    info = image.info()
-    known = info["properties"][f"{asset}_class_values"]
-    assert len(known) >= len(product.classes) - 1  # its table is Earth Engine's, but for no data
-    row = normalise(
-        item_of(info, product, "earth-engine", facts.collection), product, "earth-engine", None
-    )
-    assert isinstance(row, Scene)
-    info["properties"] = {**info["properties"], f"{asset}_class_values": [*known, 253]}
-    row = normalise(
-        item_of(info, product, "earth-engine", facts.collection), product, "earth-engine", None
-    )
+    return image.info(), asset
+
+
+def read(info: dict[str, Any], product: Product, **properties: Any) -> Scene | Unusable:
+    facts = product.providers["earth-engine"]
+    info = {**info, "properties": {**info["properties"], **properties}}
+    item = item_of(info, product, "earth-engine", facts.collection)
+    return normalise(item, product, "earth-engine", None)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_map_is_used_though_its_legend_has_a_class_that_is_not_known(
+    server: Any, name: str
+) -> None:
+    product = load_product(name)
+    info, asset = described(server, product)
+    table = {key: info["properties"][f"{asset}_class_{key}"] for key in ("values", "names")}
+    assert len(table["values"]) >= len(product.classes) - 1  # its own table, but for no data
+    assert isinstance(read(info, product), Scene)
+    more = {
+        f"{asset}_class_values": [*table["values"], 253],
+        f"{asset}_class_names": [*table["names"], "Tundra: where there is permafrost"],
+    }
+    assert isinstance(read(info, product, **more), Scene)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_map_whose_codes_mean_other_classes_is_not_used(server: Any, name: str) -> None:
+    product = load_product(name)
+    info, asset = described(server, product)
+    values = info["properties"][f"{asset}_class_values"]
+    names = [*info["properties"][f"{asset}_class_names"]]
+    first, second = len(names) // 3, len(names) // 2
+    names[first], names[second] = names[second], names[first]
+    row = read(info, product, **{f"{asset}_class_names": names})
     assert isinstance(row, Unusable)
-    assert "253" in row.detail
+    assert row.reason == "unreadable"
+    assert f"class {values[first]} " in row.detail or f"class {values[second]} " in row.detail
+
+
+def test_the_national_land_cover_s_legend_names_the_tundra_of_alaska(server: Any) -> None:
+    """Google's releases list all twenty classes of the MRLC legend, for all years."""
+    product = load_product("nlcd")
+    info, asset = described(server, product)
+    values = {int(code) for code in info["properties"][f"{asset}_class_values"]}
+    assert {51, 72, 73, 74} < values
+    assert values == {int(code) for code in product.classes} - {0}
+    colours = info["properties"][f"{asset}_class_palette"]
+    stated = zip(info["properties"][f"{asset}_class_values"], colours, strict=True)
+    assert {str(v): f"#{colour}" for v, colour in stated} == {
+        code: colour for code, colour in product.colours.items() if code != "0"
+    }
 
 
 def test_an_image_of_the_whole_globe_is_everywhere(server: Any) -> None:

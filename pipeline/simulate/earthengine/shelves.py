@@ -8,11 +8,13 @@ CORINE has codes of three figures; what was not seen is masked.
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -211,16 +213,20 @@ def _corine(item: Item, _: Path) -> tuple[str, str, dict[str, Any]]:
 
 
 def _class_table(product: str, band: str) -> dict[str, Any]:
-    """Return the classes of a map as Earth Engine repeats them; no data is none of them."""
-    facts = load_product(product)
-    codes = [code for code in facts.classes if int(code) != facts.ignore_class]
+    """Return the classes of a map as Earth Engine repeats them: its own legend, not our table."""
+    rows = [row for row in _legends() if row["product"] == product]
     return {
-        f"{band}_class_names": [facts.classes[code] for code in codes],
-        f"{band}_class_palette": [facts.colours[code].removeprefix("#") for code in codes],
-        f"{band}_class_values": [
-            _three_figures()[int(code)] if product == "corine" else int(code) for code in codes
-        ],
+        f"{band}_class_names": [row["name"] for row in rows],
+        f"{band}_class_palette": [row["colour"] for row in rows],
+        f"{band}_class_values": [int(row["value"]) for row in rows],
     }
+
+
+@cache
+def _legends() -> list[dict[str, str]]:
+    """Return the classes of all maps: product, value, colour, name."""
+    lines = files("pipeline.simulate.earthengine").joinpath("legends.csv").read_text().splitlines()
+    return [*csv.DictReader(line for line in lines if not line.startswith("#"))]
 
 
 @cache

@@ -142,18 +142,34 @@ def _span(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _other_classes(properties: Mapping[str, Any], product: Product, provider: str) -> str:
-    """Return which codes an image has that the product's class table lacks; empty if none.
+    """Return which codes of an image have the meaning of others in the product; empty if none.
 
-    Earth Engine repeats the class table of a band of codes in `<band>_class_values`.
+    Earth Engine repeats the class table of a band of codes in `<band>_class_values` and `_names`.
+    A class that the product does not know may be one that never occurs (tundra outside Alaska):
+    its pixels, if there are any, are refused where they are read (`raster.radiometry.harmonise`).
+    Wordings differ, so a code contradicts only if it has the very name of another of ours.
     """
     facts = product.providers[provider]
+    own = facts.codes or {code: int(code) for code in product.classes}
+    meanings = {code: _meaning(product.classes[str(ours)]) for code, ours in own.items()}
     for band in product.bands if product.kind == "labels" else ():
         asset = facts.assets[band.name][0].asset
-        stated = {str(int(code)) for code in properties.get(f"{asset}_class_values", ())}
-        if strange := stated - set(facts.codes or product.classes):
-            codes = ", ".join(sorted(strange, key=int)[:10])
-            return f"{asset} has classes that {product.id} does not know: {codes}"
+        values, names = (properties.get(f"{asset}_class_{key}", ()) for key in ("values", "names"))
+        stated = {str(int(code)): str(name) for code, name in zip(values, names, strict=False)}
+        for code, name in stated.items():
+            meaning = _meaning(name)
+            if meanings.get(code, meaning) != meaning and meaning in meanings.values():
+                return (
+                    f"{asset} calls class {code} {name[:40]!r}, which {product.id} calls "
+                    f"{product.classes[str(own[code])]!r}"
+                )
     return ""
+
+
+def _meaning(name: str) -> str:
+    """Return a class name without its description and its punctuation: what two of one class
+    have in common."""
+    return "".join(filter(str.isalnum, name.partition(":")[0].casefold()))
 
 
 def _assets(image: Mapping[str, Any], product: Product, provider: str) -> dict[str, Any]:
