@@ -230,6 +230,9 @@ class ProviderFacts(_Strict):
     offset_applied: bool | None = None
     """Whether this provider has already removed the offset: True, False, or None when only the
     item's `offset_applied` property says so."""
+    baseline_kind: str = ""
+    """What its baselines count, where that is not what they count at the product's other providers:
+    `processing-date`. Only baselines of one kind say which of two processings is the newer."""
     only: dict[str, str] = {}
     """Item property (or `id`) to a regular expression that all of its value must fit. Items that do
     not are of another product: one collection may hold several sensors."""

@@ -182,7 +182,8 @@ class ProductWish(Strict):
     """Built-in product, or the path of a product file of your own, relative to the recipe."""
     provider: str | tuple[str, ...] = "local"
     """An entry of providers.toml (`terrashard products` lists who serves what), or several in
-    order: a later one gives only scenes that no earlier one has, or has in an older baseline."""
+    order: a later one gives only scenes that no earlier one has, or has in an older baseline (where
+    the baselines of the two can be compared: those of Landsat at Earth Engine cannot)."""
     url: str | dict[str, str] | None = Field(default=None, json_schema_extra=EXTENT)
     """STAC API, static catalogue or stac-geoparquet files to use in place of the provider's own
     URL; with several providers a table: `{ earth-search = "scenes.parquet" }`."""

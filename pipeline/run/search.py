@@ -24,7 +24,7 @@ from pipeline.sources.providers import Provider, check_href, provider_of
 from pipeline.sources.stac.catalogue import Catalogue
 from pipeline.sources.stac.geoparquet import bulk_items
 from pipeline.stages.search.beside import LEADER_COLUMNS
-from pipeline.stages.search.newest import version_of
+from pipeline.stages.search.newest import baseline_kinds, version_of
 from pipeline.stages.search.normalise import UNASKED, normalise
 from pipeline.stages.search.questions import facts_of, queries
 from pipeline.store.layout import LOCATIONS, SCENES, claim, is_claimed, numbered
@@ -78,7 +78,8 @@ def run_search(
     silent: list[str] = []
     requests = new = 0
     preferred = {product: wish.providers for product, wish in loaded.wishes.items()}
-    with _collecting_rarely(), Spool(_baselines(store), preferred) as spool:
+    kinds = baseline_kinds(loaded.products.values())
+    with _collecting_rarely(), Spool(_known(store), preferred, kinds) as spool:
         for product_id in loaded.leaders_first():
             before = len(spool.newest)
             leaders = _leaders(loaded, product_id, store, spool) if locations is None else None
@@ -318,14 +319,14 @@ def _leaders(
     return pa.concat_tables(part.filter(pc.field("product") == leader) for part in parts)
 
 
-def _baselines(store: ObjectStore) -> dict[str, str]:
-    """Return the newest baseline of each scene in the root."""
-    table = read_all(store, SCENES, Scene, columns=["scene", "baseline"])
-    newest: dict[str, str] = {}
-    columns = (table.column(name).to_pylist() for name in ("scene", "baseline"))
-    for scene, baseline in zip(*columns, strict=True):
-        if scene not in newest or version_of(baseline) > version_of(newest[scene]):
-            newest[scene] = baseline
+def _known(store: ObjectStore) -> dict[str, tuple[str, str]]:
+    """Return who serves each scene in the root, and its newest baseline."""
+    table = read_all(store, SCENES, Scene, columns=["scene", "provider", "baseline"])
+    newest: dict[str, tuple[str, str]] = {}
+    columns = (table.column(name).to_pylist() for name in table.column_names)
+    for scene, provider, baseline in zip(*columns, strict=True):
+        if scene not in newest or version_of(baseline) > version_of(newest[scene][1]):
+            newest[scene] = provider, baseline
     return newest
 
 

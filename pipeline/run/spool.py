@@ -24,22 +24,21 @@ class Spool:
 
     Parameters
     ----------
-    known : mapping of str to str
-        Scene to newest baseline in the root.
-    preferred : mapping of str to sequence of str
-        Product to its providers, the preferred one first.
+    known, preferred, kinds : mapping
+        What is in the root, and who is preferred: see `Newest`.
     chunk_rows : int
         Scenes of a chunk.
     """
 
     def __init__(
         self,
-        known: Mapping[str, str],
+        known: Mapping[str, tuple[str, str]],
         preferred: Mapping[str, Sequence[str]] | None = None,
+        kinds: Mapping[tuple[str, str], str] | None = None,
         *,
         chunk_rows: int = _CHUNK_ROWS,
     ) -> None:
-        self.newest = Newest(known, preferred)
+        self.newest = Newest(known, preferred, kinds)
         self._chunk_rows = chunk_rows
         self._waiting: list[Scene] = []
         self._files: list[Path] = []

@@ -239,7 +239,9 @@ def test_chunks_make_no_difference(tmp_path: Path, chunk_rows: int) -> None:
     store = open_store(str(tmp_path))
     run_search(load_recipe(REAL / "enmap-potsdam.toml"), store)
     rows = to_rows(read_all(store, SCENES, Scene), Scene)
-    with Spool({rows[0].scene: rows[0].baseline}, chunk_rows=chunk_rows) as spool:
+    with Spool(
+        {rows[0].scene: (rows[0].provider, rows[0].baseline)}, chunk_rows=chunk_rows
+    ) as spool:
         for row in rows:
             spool.add(row)
         kept = [name for scenes, _ in spool.chunks() for name in scenes["scene"].to_pylist()]

@@ -7,7 +7,7 @@ import json
 import random
 import re
 from datetime import UTC, date, datetime, timedelta
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipeline.ports import Query
 from pipeline.products.catalogue import load_product
 from pipeline.recipe import LoadedRecipe, Recipe
 from pipeline.records import Scene, Unusable
-from pipeline.stages.search.newest import deduplicate, version_of
+from pipeline.stages.search.newest import Newest, baseline_kinds, deduplicate, version_of
 from pipeline.stages.search.normalise import normalise
 from pipeline.stages.search.questions import queries
 from pipeline.store.tables import from_rows, to_rows
@@ -353,6 +353,81 @@ def test_the_newest_baseline_wins_whatever_the_order(order: list[str]) -> None:
     assert kept.column("baseline").to_pylist() == ["05.11"]
     assert sorted(row.item for row in lost) == ["i", "i02.14", "i05.00", "i5.2"]
     assert {row.reason for row in lost} == {"duplicate"}
+
+
+LANDSAT = load_product("landsat-oli-sr")
+
+
+def landsat_rows(stated: list[tuple[str, str]]) -> list[Scene]:
+    """One scene of Landsat, as providers have it with their baselines."""
+    base = scene_of(enmap_item())
+    facts = {k: getattr(base, k) for k in base.__slots__}
+    facts |= {"product": LANDSAT.id, "scene": f"{LANDSAT.id}/LC08_202_20220327/033"}
+    return [Scene(**{**facts, "provider": p, "baseline": b, "item": f"{p}-{b}"}) for p, b in stated]
+
+
+@pytest.mark.parametrize(
+    ("preferred", "stated", "best"),
+    [
+        # A level of correction, and a day of processing: two numbers, and neither is the newer one.
+        (("planetary-computer", "earth-engine"), "pc-L2SP ee-20220405", "pc-L2SP"),
+        (("earth-engine", "planetary-computer"), "pc-L2SP ee-20220405", "ee-20220405"),
+        # The same provider's newer one wins, and so does a later provider's of the same kind ...
+        (("earth-engine",), "ee-20220405 ee-20230101 ee-20220101", "ee-20230101"),
+        (
+            ("planetary-computer", "earth-engine"),
+            "pc-L2SP ee-20220405 ee-20230101",
+            "pc-L2SP",
+        ),
+        (
+            ("earth-engine", "planetary-computer"),
+            "pc-L2SP ee-20220405 ee-20230101",
+            "ee-20230101",
+        ),
+        (
+            ("planetary-computer", "earth-engine", "usgs"),
+            "pc-L1 ee-20220405 usgs-L2",
+            "usgs-L2",
+        ),
+        # ... but only if a provider of that kind comes before all others that have the scene.
+        (
+            ("planetary-computer", "earth-engine", "usgs"),
+            "ee-20220405 usgs-L2",
+            "ee-20220405",
+        ),
+    ],
+)
+def test_baselines_that_count_different_things_leave_it_to_the_order_of_providers(
+    preferred: tuple[str, ...], stated: str, best: str
+) -> None:
+    short = {"pc": "planetary-computer", "ee": "earth-engine", "usgs": "usgs"}
+    words = [tuple(word.split("-")) for word in stated.split()]
+    for order in permutations(words):
+        newest = Newest({}, {LANDSAT.id: preferred}, baseline_kinds([LANDSAT]))
+        rows = from_rows(landsat_rows([(short[p], b) for p, b in order]), Scene)
+        newest.note_all(rows)
+        kept, _ = deduplicate(rows, newest)
+        provider, baseline = best.split("-")
+        (row,) = kept.to_pylist()
+        assert (row["provider"], row["baseline"]) == (short[provider], baseline), order
+
+
+@pytest.mark.parametrize(
+    ("known", "comes", "new"),
+    [
+        (("planetary-computer", "L2SP"), ("earth-engine", "20230101"), False),
+        (("earth-engine", "20220405"), ("planetary-computer", "L2SP"), False),
+        (("earth-engine", "20220405"), ("earth-engine", "20230101"), True),
+        (("earth-engine", "20220405"), ("earth-engine", "20220405"), False),
+    ],
+)
+def test_what_is_in_the_root_gives_way_only_to_a_newer_baseline_of_its_kind(
+    known: tuple[str, str], comes: tuple[str, str], new: bool
+) -> None:
+    (row,) = landsat_rows([comes])
+    newest = Newest({row.scene: known}, None, baseline_kinds([LANDSAT]))
+    newest.note(row)
+    assert newest.is_new(row.scene) is new
 
 
 def test_versions_compare_as_numbers() -> None:

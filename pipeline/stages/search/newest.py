@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import pyarrow as pa
 
+from pipeline.products.catalogue import Product
 from pipeline.records import Scene, Unusable
+
+
+class _Rank(NamedTuple):
+    """What a scene has from the providers whose baselines are of one kind: greater is better."""
+
+    first: int
+    """Place of the most preferred of these providers, counted downwards from 0."""
+    kind: str
+    version: tuple[int, ...]
+    """Of the best of their items ..."""
+    place: int
+    """... and the place of who serves it, counted downwards too."""
+    item: str
+    provider: str
+
+    def with_another(self, other: _Rank) -> _Rank:
+        """Return what there is when an item of the same kind comes."""
+        better = self if self[2:] >= other[2:] else other
+        return better._replace(first=max(self.first, other.first))
 
 
 class Newest:
@@ -18,18 +39,27 @@ class Newest:
 
     Parameters
     ----------
-    known : mapping of str to str
-        Scene to baseline of what is in the root already: it gives way to a newer baseline only.
+    known : mapping of str to (str, str)
+        Scene to provider and baseline of what is in the root already: it gives way only to a newer
+        baseline of the same kind.
     preferred : mapping of str to sequence of str
         Product to its providers, the preferred one first; a product may be absent.
+    kinds : mapping of (str, str) to str
+        Product and provider to what its baselines count (`baseline_kinds`); one may be absent.
     """
 
     def __init__(
-        self, known: Mapping[str, str], preferred: Mapping[str, Sequence[str]] | None = None
+        self,
+        known: Mapping[str, tuple[str, str]],
+        preferred: Mapping[str, Sequence[str]] | None = None,
+        kinds: Mapping[tuple[str, str], str] | None = None,
     ) -> None:
         self._known = known
         self._preferred = preferred or {}
-        self._best: dict[str, tuple[tuple[int, ...], int, str, str]] = {}
+        self._kinds = kinds or {}
+        self._best: dict[str, _Rank] = {}
+        #: By scene and kind: what is there beside the best, where baselines are of several kinds.
+        self._beside: dict[tuple[str, str], _Rank] = {}
 
     def __len__(self) -> int:
         """Return how many scenes were seen."""
@@ -37,7 +67,9 @@ class Newest:
 
     def note(self, row: Scene) -> None:
         """Take a row into account. Of equal baselines the preferred provider wins, then the
-        greater item id, so that the order of answers is without effect."""
+        greater item id, so that the order of answers is without effect. Where baselines cannot be
+        compared the order of the providers decides: the preferred one of those that have the scene,
+        or whoever has a newer baseline of the same kind as its."""
         self._note(row.scene, row.product, row.provider, row.item, row.baseline)
 
     def note_all(self, scenes: pa.Table) -> None:
@@ -48,21 +80,49 @@ class Newest:
 
     def _note(self, scene: str, product: str, provider: str, item: str, baseline: str) -> None:
         providers = self._preferred.get(product, ())
-        place = providers.index(provider) if provider in providers else len(providers)
-        rank = (version_of(baseline), -place, item, provider)
-        self._best[scene] = max(rank, self._best.get(scene, rank))
+        place = -(providers.index(provider) if provider in providers else len(providers))
+        kind = self._kinds.get((product, provider), "")
+        mine = _Rank(place, kind, version_of(baseline), place, item, provider)
+        best = self._best.get(scene)
+        if best is None:
+            self._best[scene] = mine
+            return
+        if best.kind == kind:
+            self._best[scene] = best.with_another(mine)
+            return
+        before = self._beside.pop((scene, kind), mine)
+        mine = before.with_another(mine)
+        self._best[scene], less = max(best, mine), min(best, mine)
+        self._beside[scene, less.kind] = less
 
     def item(self, scene: str) -> str:
         """Return the id of a scene's newest item."""
-        return self._best[scene][2]
+        return self._best[scene].item
 
     def provider(self, scene: str) -> str:
         """Return who serves it."""
-        return self._best[scene][3]
+        return self._best[scene].provider
 
     def is_new(self, scene: str) -> bool:
         """Whether the root has no such scene, or only one of an older baseline."""
-        return scene not in self._known or self._best[scene][0] > version_of(self._known[scene])
+        if scene not in self._known:
+            return True
+        provider, baseline = self._known[scene]
+        kind = self._kinds.get((scene.partition("/")[0], provider), "")
+        best = self._best[scene]
+        return best.kind == kind and best.version > version_of(baseline)
+
+
+def baseline_kinds(products: Iterable[Product]) -> dict[tuple[str, str], str]:
+    """Return what the baselines of each product's providers count, by product and provider.
+
+    Those who state none are of a kind of their own: nothing says that theirs is older.
+    """
+    return {
+        (product.id, name): facts.baseline_kind if "baseline" in facts.properties else "none"
+        for product in products
+        for name, facts in product.providers.items()
+    }
 
 
 def deduplicate(scenes: pa.Table, newest: Newest | None = None) -> tuple[pa.Table, list[Unusable]]:
