@@ -139,7 +139,7 @@ class Query:
     """First moment (UTC); None: since ever."""
     end: datetime | None = None
     """First moment that is too late; None: for ever."""
-    only: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    only: tuple[tuple[str, tuple[int | float | str, ...]], ...] = ()
     """Item properties, each with the values that it may have."""
     at_most: tuple[tuple[str, float], ...] = ()
     """Item properties, each with its largest value. Both are for catalogues that can filter, so

@@ -4,12 +4,13 @@ Each class is the row type of one table; `pipeline.store.tables` derives the Arr
 and `schemas/` holds its JSON Schema. Stages pass whole Arrow tables of these rows, because there
 are millions; the classes are for reading, for single rows, and the one definition of columns.
 
+A column with a default is younger than the others: in tables without it, every row has the default.
 Times are UTC. `geometry` columns are WKB polygons in longitude, latitude (OGC:CRS84).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
@@ -100,6 +101,9 @@ class Scene:
     """Footprint of what was seen, as the catalogue states it."""
     assets: list[Asset]
     """Only those that the product's bands and mask layers need."""
+    facts: str = "{}"
+    """What else the catalogue states, as a JSON object by the product file's words (`facts`):
+    `{"orbit_direction":"descending","relative_orbit":125}`. Text is in lower case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +117,7 @@ class Unusable:
     item: str
     reason: str
     """Named class: `no-assets`, `no-crs`, `no-geometry`, `bad-value`, `other-collection`,
-    `outside-query`, `duplicate`, `refused-href`, `no-datetime`, ..."""
+    `outside-query`, `not-as-required`, `duplicate`, `refused-href`, `no-datetime`, ..."""
     detail: str
     """What was found, cut to 200 characters."""
 
@@ -284,6 +288,8 @@ class IndexRow:
     lat_deg: float
     geometry: bytes
     """Outline of the cell."""
+    facts: list[str] = field(default_factory=list)
+    """What the catalogue states of each of the `scenes`, as in the scenes table: a JSON object."""
 
 
 #: Row type of every table, by the name of its schema file.

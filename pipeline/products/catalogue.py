@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import tomllib
 from collections.abc import Collection
 from functools import cache
@@ -34,6 +35,11 @@ LegendName = Literal[
 #: Collections of Earth Engine whose images no other provider has: Sentinel-1 GRD, which it corrects
 #: for terrain. `sentinel-1-grd` is not, and `sentinel-1-rtc` is gamma nought.
 _CORRECTED = "COPERNICUS/S1_GRD"
+
+#: A number as catalogues write it, small enough to be exact.
+_NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,15})?")
+#: Characters of a fact that are kept.
+_LONGEST_FACT = 100
 
 #: Stored where a product delivered nothing, in signed 16-bit arrays.
 FILL_INT16 = -32768
@@ -224,6 +230,9 @@ class ProviderFacts(_Strict):
     """Our word to the item's property (`id`: the item's id; `=text`: a constant): acquired,
     datatake, tile, baseline, cloud_percent, sun_elevation_deg, sun_zenith_deg, offset_applied (has
     the provider removed the offset?), offset_add (what the metadata say must be added)."""
+    facts: dict[str, str] = {}
+    """Further facts of a scene that it states, in the same way: `quality = "enmap:overallQuality"`.
+    They are kept with each scene, and a recipe's `require` chooses by them."""
     patterns: dict[str, str] = {}
     """Our word to the regular expression that cuts its value out of the property: its groups,
     joined by `_`."""
@@ -388,6 +397,21 @@ class Product(_Strict):
         if self.stored_dtype == "float32":
             return float("nan")
         return 0 if self.ignore_class is None else self.ignore_class
+
+
+def fact_value(stated: object) -> int | float | str | None:
+    """Return a fact as it is kept and compared, however a catalogue writes it; None if it is none.
+
+    Numbers are numbers, though many come as text (`"2"`), and whole ones are int; other text is in
+    lower case (`DESCENDING`, `descending`), and so are true and false.
+    """
+    if not isinstance(stated, bool | int | float | str):
+        return None
+    text = str(stated).strip().casefold()
+    if isinstance(stated, bool) or not _NUMBER.fullmatch(text):
+        return text[:_LONGEST_FACT] or None
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 def product_ids() -> tuple[str, ...]:

@@ -7,6 +7,7 @@ it: may grow, marked so). What is trained on it is neither. `fields` and `traini
 
 from pipeline.recipe.fields import (
     All,
+    Between,
     Cell,
     Cities,
     Grid,
@@ -14,6 +15,7 @@ from pipeline.recipe.fields import (
     Points,
     ProductWish,
     Recipe,
+    Required,
     Sample,
     Scenes,
     Seasons,
@@ -23,6 +25,8 @@ from pipeline.recipe.fields import (
     Uniform,
     Window,
     Windows,
+    admits,
+    told,
 )
 from pipeline.recipe.loaded import (
     LoadedRecipe,
@@ -43,6 +47,7 @@ __all__ = [
     "BEFORE_BACKBONE",
     "USUAL",
     "All",
+    "Between",
     "Cell",
     "Cities",
     "Evaluate",
@@ -53,6 +58,7 @@ __all__ = [
     "Pretrain",
     "ProductWish",
     "Recipe",
+    "Required",
     "Sample",
     "Scenes",
     "Seasons",
@@ -62,7 +68,9 @@ __all__ = [
     "Uniform",
     "Window",
     "Windows",
+    "admits",
     "load_recipe",
     "midnight",
     "recipe_names",
+    "told",
 ]

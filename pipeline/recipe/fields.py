@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Literal, Self
+from math import isfinite
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    field_validator,
+    model_validator,
+)
 
+from pipeline.products.catalogue import fact_value
 from pipeline.recipe.base import EXTENT, Strict
 from pipeline.recipe.training import Evaluate, Pretrain
 
@@ -175,6 +181,70 @@ Slots = Annotated[Windows | Seasons | Months | All, Field(discriminator="kind")]
 CloudCode = Literal["thin-cloud", "cloud", "cloud-shadow", "snow"]
 
 
+class Between(Strict):
+    """Bounds of a fact that is a number."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+#: What may be required of a fact: one of some values, or a number between bounds.
+Required = Between | tuple[int | float | str, ...]
+
+
+def _required(word: str, wanted: Any) -> Required:
+    """Return what is required of a fact, written in one way: values as facts are kept
+    (`pipeline.products.catalogue.fact_value`), each once and in order.
+
+    Raises `ValueError` naming the fact, what was found, and what is allowed.
+    """
+    if isinstance(wanted, Between):
+        return wanted
+    if isinstance(wanted, dict):
+        return _bounds(word, wanted)
+    values = wanted if isinstance(wanted, list | tuple) else ()
+    finite = [v for v in values if not isinstance(v, float) or isfinite(v)]
+    plain = [value for value in map(fact_value, finite) if value is not None]
+    if not plain or len(plain) < len(values):
+        raise ValueError(
+            f"has {wanted!r} for `{word}`; allowed are a list of numbers and texts, or bounds: "
+            "`{ at_least = 0, at_most = 20 }`"
+        )
+    return tuple(sorted(set(plain), key=lambda value: (isinstance(value, str), str(value))))
+
+
+def _bounds(word: str, wanted: dict[str, Any]) -> Between:
+    bounds = [value for value in wanted.values() if value is not None]
+    sound = all(type(value) in (int, float) and isfinite(value) for value in bounds)
+    if not bounds or not sound or set(wanted) - set(Between.model_fields):
+        raise ValueError(
+            f"has {wanted!r} for `{word}`; a table has `at_least`, `at_most` or both, with numbers"
+        )
+    between = Between(**wanted)
+    low, high = between.at_least, between.at_most
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"asks `{word}` to be {told(between)}, which nothing is")
+    return between
+
+
+def admits(wanted: Required, value: float | str) -> bool:
+    """Whether a fact (`pipeline.products.catalogue.fact_value`) is as it is required to be."""
+    if not isinstance(wanted, Between):
+        return value in wanted
+    if isinstance(value, str):
+        return False
+    low, high = wanted.at_least, wanted.at_most
+    return (low is None or low <= value) and (high is None or value <= high)
+
+
+def told(wanted: Required) -> str:
+    """Return what is required in words."""
+    if not isinstance(wanted, Between):
+        return ", ".join(map(str, wanted))
+    bounds = (("at least", wanted.at_least), ("at most", wanted.at_most))
+    return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+
+
 class ProductWish(Strict):
     """One product of the data set: where it comes from and when a patch of it is good enough."""
 
@@ -202,6 +272,11 @@ class ProductWish(Strict):
     """How many ranked candidates a slot keeps for fall-back."""
     max_cloud_percent: float = Field(default=100, ge=0, le=100)
     """Scenes above this catalogue value are not candidates (unknown counts as 100)."""
+    require: dict[str, Required] = Field(default={})
+    """What else the catalogue must state of a scene, by the product file's words for it
+    (`terrashard products PRODUCT` lists them as facts): one of some values, as in
+    `{ orbit_direction = ["descending"] }`, or a number within bounds, as in
+    `{ haze_percent = { at_most = 20 } }`. A scene of which it is not stated is not taken."""
     min_sun_elevation_deg: float = 0
     """Scenes below this are not candidates (night scenes are never cloud-free)."""
     max_cloud_fraction: float = Field(default=1.0, ge=0, le=1)
@@ -225,6 +300,13 @@ class ProductWish(Strict):
     compare_with: str | None = Field(default=None, json_schema_extra=EXTENT)
     """Imaging spectrometer of the same recipe that this product accompanies: a version's index
     then says how far each band lies from the spectrometer's, patch by patch."""
+
+    @field_validator("require", mode="before")
+    @classmethod
+    def _written_once(cls, wanted: Any) -> Any:
+        if not isinstance(wanted, dict):
+            return wanted
+        return {word: _required(str(word), value) for word, value in wanted.items()}
 
     @field_validator("provider")
     @classmethod

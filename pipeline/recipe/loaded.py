@@ -6,6 +6,7 @@ import hashlib
 import json
 import tomllib
 from datetime import UTC, date, datetime, time
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ class LoadedRecipe:
         }
         self.lattice: Lattice = lattice(recipe.cell.lattice)
         self.identity = _identity(self.frozen())
+        for key, wish in self.wishes.items():
+            _check_required(recipe.name, self.products[key], wish)
         _check_training(recipe, self.products)
         tiled = recipe.sample.product if isinstance(recipe.sample, Scenes) else None
         if tiled is not None and self.products[rename[tiled]].warp is not None:
@@ -232,6 +235,24 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted(name[:-5] for name in names if name.endswith(".toml")))
 
 
+def _check_required(name: str, product: Product, wish: ProductWish) -> None:
+    """Refuse a demand on what a provider does not state: none of its scenes would meet it."""
+    for provider in wish.providers:
+        if provider not in product.providers:
+            continue  # said where it is asked
+        known = product.providers[provider].facts
+        for word in wish.require:
+            if word in known:
+                continue
+            near = get_close_matches(word, known, n=1)
+            hint = f" (did you mean `{near[0]}`?)" if near else ""
+            raise RecipeError(
+                f"recipe {name}: `require` of product {product.id} names {word!r}, which is none "
+                f"of the facts that provider {provider!r} states{hint}: "
+                f"{', '.join(known) or '(there is none)'}."
+            )
+
+
 def _check_training(recipe: Recipe, products: dict[str, Product]) -> None:
     """Refuse training on what the recipe does not hold, before anything is downloaded."""
     for key, product, kind in (
@@ -250,6 +271,9 @@ def _frozen(recipe: Recipe, products: dict[str, Product]) -> dict[str, Any]:
     values = _without_extent(recipe)
     for key in ("description", "pretrain", "evaluate"):
         values.pop(key, None)
+    for wish in values["product"]:
+        if not wish["require"]:
+            del wish["require"]  # roots made before it existed are still the same data set
     values["products"] = {
         key: product.model_dump(mode="json", exclude=_NOT_PIXELS)
         for key, product in products.items()
@@ -271,6 +295,11 @@ def _without_extent(model: BaseModel) -> dict[str, Any]:
         value = getattr(model, key)
         if isinstance(value, BaseModel):
             values[key] = _without_extent(value)
+        elif isinstance(value, dict):
+            values[key] = {
+                name: _without_extent(inner) if isinstance(inner, BaseModel) else inner
+                for name, inner in value.items()
+            }
         elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
             values[key] = [_without_extent(item) for item in value]
         else:

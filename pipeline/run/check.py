@@ -151,6 +151,9 @@ def describe_product(reference: str) -> str:
     for code, name in facts.classes.items():
         lines.append(f"class {code}: {name}")
     lines += ["", "providers:", *(f"  {_who(providers()[name])}" for name in facts.providers)]
+    further = {word: None for own in facts.providers.values() for word in own.facts}
+    if further:
+        lines += ["", f"facts, for `require`: {', '.join(further)}"]
     lines += ["", "sources:", *(f"  {source}" for source in facts.sources)]
     return "\n".join(lines)
 

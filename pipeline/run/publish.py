@@ -15,7 +15,7 @@ from pipeline.errors import IntegrityError, RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.raster.statistics import Moments, merge
 from pipeline.recipe import LoadedRecipe
-from pipeline.records import IndexRow, Location
+from pipeline.records import IndexRow, Location, Scene
 from pipeline.stages.publish.index import PARTS, Places, describe, make_index, sum_moments
 from pipeline.stages.publish.residual import residuals, responses
 from pipeline.stages.sample.complete import published, standing, to_complete
@@ -81,7 +81,9 @@ def run_publish(loaded: LoadedRecipe, store: ObjectStore) -> PublishReport:
     places = Places(locations, loaded.recipe.split, loaded.recipe.seed)
     kept = _complete(loaded, store, locations)
     gathered = _gather(loaded, store, revisions, places, kept)
-    index = make_index(pa.concat_tables(gathered.written), places, [*loaded.products])
+    written = pa.concat_tables(gathered.written)
+    written = written.append_column("facts", _facts(store, written["scenes"].to_pylist()))
+    index = make_index(written, places, [*loaded.products])
     files = {
         _INDEX: encode_table(fit(index, IndexRow, name=_INDEX)),
         _STATISTICS: layout.dump_json(_statistics(gathered)),
@@ -108,6 +110,15 @@ def run_publish(loaded: LoadedRecipe, store: ObjectStore) -> PublishReport:
         left_out=version.counts["left_out"],
         dataset_digest=version.dataset_digest,
     )
+
+
+def _facts(store: ObjectStore, scenes: list[list[str]]) -> pa.Array:
+    """Return what the catalogue states of the scenes of each patch: of a scene that was found in
+    several processings, of the newest, which comes last."""
+    table = read_all(store, layout.SCENES, Scene, columns=["scene", "facts"])
+    found = dict(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
+    stated = [[found.get(scene, "{}") for scene in of_patch] for of_patch in scenes]
+    return pa.array(stated, pa.list_(pa.string()))
 
 
 def _complete(loaded: LoadedRecipe, store: ObjectStore, locations: pa.Table) -> pa.Array | None:

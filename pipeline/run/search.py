@@ -194,6 +194,7 @@ class Answers:
         wish = loaded.wishes[product_id]
         self._product = loaded.products[product_id]
         self._bands = loaded.bands(product_id)
+        self._require = wish.require
         self._folder = None if wish.path is None else loaded.path(wish.path)
         self.provider = provider_of(loaded, product_id, provider)
         self._catalogue = _catalogue(self.provider, self._product)
@@ -266,7 +267,14 @@ class Answers:
         return items
 
     def _row(self, item: dict[str, Any], query: Query) -> Scene | Unusable:
-        row = normalise(item, self._product, self.provider.name, query, bands=self._bands)
+        row = normalise(
+            item,
+            self._product,
+            self.provider.name,
+            query,
+            bands=self._bands,
+            require=self._require,
+        )
         if isinstance(row, Unusable):
             return row
         try:

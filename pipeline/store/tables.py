@@ -12,7 +12,7 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from datetime import UTC, datetime
 from functools import cache
 from operator import attrgetter
@@ -78,11 +78,13 @@ def from_rows(rows: Iterable[Any], cls: type) -> pa.Table:
 def to_rows(table: pa.Table, cls: type[T]) -> list[T]:
     """Make records of a table; columns that are not the record's are left out."""
     names = [field.name for field in fields(typing.cast(Any, cls))]
-    return [_record(values, cls) for values in table.select(names).to_pylist()]
+    return [_record(values, cls) for values in _completed(table, cls).select(names).to_pylist()]
 
 
 def fit(table: pa.Table, cls: type, *, name: str) -> pa.Table:
     """Return the table with exactly the columns of the record type, in their order.
+
+    A column with a default is younger than the others, and may be missing.
 
     Raises
     ------
@@ -90,7 +92,7 @@ def fit(table: pa.Table, cls: type, *, name: str) -> pa.Table:
         A column is missing, has another type, or holds nulls where none are allowed. `name` says
         which table it is.
     """
-    schema = schema_of(cls)
+    schema, table = schema_of(cls), _completed(table, cls)
     missing = [column for column in schema.names if column not in table.column_names]
     if missing:
         raise IntegrityError(f"{name} lacks the columns {', '.join(missing)} of {cls.__name__}.")
@@ -235,11 +237,33 @@ def read_all(
         number = number_of(folder, key)
         if number is None or key != numbered(folder, number, suffix):
             continue
-        part = read_table(store, key, wanted.names)
+        younger = _younger(cls).keys() & set(wanted.names)
+        part = read_table(store, key, None if younger else wanted.names)
         if columns is None:
             part = fit(part, cls, name=key)
+        part = _completed(part, cls).select(wanted.names)
         parts.append(part.cast(wanted).replace_schema_metadata(wanted.metadata))
     return pa.concat_tables(parts)
+
+
+def _completed(table: pa.Table, cls: type) -> pa.Table:
+    """Return a table with the columns that are younger than it, which hold their default."""
+    for name, default in _younger(cls).items():
+        if name not in table.column_names:
+            column = pa.array([default] * table.num_rows, schema_of(cls).field(name).type)
+            table = table.append_column(schema_of(cls).field(name), column)
+    return table
+
+
+def _younger(cls: type) -> dict[str, Any]:
+    """Return the columns of a record type that have a default."""
+    found: dict[str, Any] = {}
+    for field in fields(typing.cast(Any, cls)):
+        if field.default is not MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not MISSING:
+            found[field.name] = field.default_factory()
+    return found
 
 
 class _Remote(io.RawIOBase):

@@ -28,8 +28,10 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
-def test_the_recipe_loads_and_its_schema_accepts_it(tmp_path: Path) -> None:
-    (text,) = blocks("toml")
+@pytest.mark.parametrize("more", [False, True])
+def test_the_recipe_loads_and_its_schema_accepts_it(tmp_path: Path, more: bool) -> None:
+    text, products = blocks("toml")
+    text += products if more else ""
     (tmp_path / "alps.toml").write_text(text)
     loaded = load_recipe(tmp_path / "alps.toml")
     assert loaded.stages()[-1] == "pretrain"

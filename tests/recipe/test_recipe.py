@@ -1,5 +1,6 @@
 """A recipe is checked at the door: what it says, what it is, and in which order it runs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -118,6 +119,57 @@ def test_growing_does_not_change_what_a_data_set_is(load, change):
 )
 def test_other_rules_make_another_data_set(load, change):
     assert load(change).identity != load().identity
+
+
+@pytest.fixture
+def stating(load, tmp_path):
+    """A recipe whose first product's provider states two facts."""
+    facts = 'collection = "geotiff"\nfacts = { quality = "x:q", haze_percent = "x:h" }\n'
+    text = PRODUCT.format(id="a", coarse="true").replace('collection = "geotiff"\n', facts)
+    (tmp_path / "a.toml").write_text(text)
+    first = '[[product]]\nid = "a.toml"\n'
+    return lambda require: load((first, f"{first}require = {require}\n"))
+
+
+def test_what_is_required_is_part_of_what_a_data_set_is_however_it_is_written(stating, load):
+    before = load()
+    assert "require" not in before.frozen()["product"][0], "older roots are the same data set"
+    assert stating("{}").identity == before.identity
+    some = stating("{ quality = [1, 0] }")
+    assert some.wishes["a"].require == {"quality": (0, 1)}
+    assert some.identity != before.identity
+    assert stating('{ quality = ["0", 1.0, 1] }').identity == some.identity
+    assert stating("{ quality = [0] }").identity != some.identity
+    hazy = stating("{ haze_percent = { at_most = 20 } }")
+    assert hazy.identity == stating("{ haze_percent = { at_most = 20.0 } }").identity
+    assert hazy.identity != stating("{ haze_percent = { at_least = 20 } }").identity
+    for loaded in (some, hazy):
+        assert LoadedRecipe.restore(json.loads(json.dumps(loaded.dump()))).recipe == loaded.recipe
+
+
+@pytest.mark.parametrize(
+    ("require", "said"),
+    [
+        (
+            "{ qualty = [0] }",
+            r"'qualty'.*'local' states \(did you mean `quality`\?\): quality, haze",
+        ),
+        ("{ tilt = [0] }", r"product a names 'tilt'.*: quality, haze_percent"),
+        ("{ quality = 0 }", r"require` has 0 for `quality`; allowed are a list"),
+        ("{ quality = [] }", r"has \[\] for `quality`"),
+        ("{ quality = [nan] }", r"has \[nan\] for `quality`"),
+        ("{ quality = [[0]] }", r"has \[\[0\]\] for `quality`"),
+        ("{ haze_percent = {} }", r"has \{\} for `haze_percent`; a table has `at_least`"),
+        ("{ haze_percent = { at_moost = 1 } }", r"at_moost.*; a table has `at_least`, `at_most`"),
+        ('{ haze_percent = { at_most = "1" } }', r"for `haze_percent`; a table .* with numbers"),
+        ("{ haze_percent = { at_most = true } }", r"with numbers"),
+        ("{ haze_percent = { at_least = 3, at_most = 2 } }", r"at least 3 and at most 2, which"),
+    ],
+)
+def test_a_demand_that_makes_no_sense_says_what_may_be_demanded(stating, require, said):
+    with pytest.raises(RecipeError) as raised:
+        stating(require)
+    assert re.search(said, str(raised.value)), str(raised.value)
 
 
 def test_another_product_file_makes_another_data_set(load, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from benchmarks.dry_run import recipe_text
 from pipeline.ports import Query
 from pipeline.raster.land import is_land
 from pipeline.recipe import LoadedRecipe, Recipe, load_recipe
-from pipeline.records import Scene
+from pipeline.records import Scene, Unusable
 from pipeline.run.search import Answers
 from pipeline.simulate.world.catalogue import World, WorldServer
 from pipeline.simulate.world.items import survey_of
@@ -78,6 +79,39 @@ def test_the_table_for_planning_is_what_a_search_of_the_catalogue_finds(
     made = [row for table in tables for row in to_rows(table, Scene)]
     scenes = to_rows(from_rows(scenes, Scene), Scene)
     assert sorted(map(comparable, made)) == sorted(map(comparable, scenes))
+
+
+def test_a_required_orbit_is_asked_for_and_loses_nothing(loaded: LoadedRecipe) -> None:
+    (provider,) = loaded.wishes["sentinel-1-grd"].providers
+    questions = asked(loaded, "sentinel-1-grd", provider)
+    every = [*Answers(loaded, "sentinel-1-grd", provider).rows(questions)]
+    facts = {row.item: json.loads(row.facts) for row in every if isinstance(row, Scene)}
+    assert {own["orbit_direction"] for own in facts.values()} == {"descending"}
+    orbit = next(iter(facts.values()))["relative_orbit"]
+    wanted = {name for name, own in facts.items() if own["relative_orbit"] == orbit}
+    assert 0 < len(wanted) < len(facts)
+    values = loaded.recipe.model_dump(mode="json")
+    require = {"orbit_direction": ["descending"], "relative_orbit": [orbit]}
+    for wish in values["product"]:
+        if wish["id"] == "sentinel-1-grd":
+            wish["require"] = require
+    choosy = LoadedRecipe(Recipe.model_validate(values), loaded.folder)
+    ground = pa.table(
+        {
+            "lon_deg": [(west + east) / 2 for west, _, east, _ in BOXES],
+            "lat_deg": [(south + north) / 2 for _, south, _, north in BOXES],
+            "geometry": [shapely.to_wkb(shapely.box(*box)) for box in BOXES],
+        }
+    )
+    only = queries(choosy, "sentinel-1-grd", ground)[0].only
+    filtered = [replace(query, only=only) for query in questions]
+    rows = [*Answers(choosy, "sentinel-1-grd", provider).rows(filtered)]
+    assert {row.item for row in rows if isinstance(row, Scene)} == wanted
+    assert len(rows) == len(wanted), "the catalogue sent no other"
+    rows = [*Answers(choosy, "sentinel-1-grd", provider).rows(questions)]
+    assert {row.item for row in rows if isinstance(row, Scene)} == wanted
+    lost = {row.item for row in rows if isinstance(row, Unusable)}
+    assert lost == set(facts) - wanted
 
 
 def test_no_scene_of_two_satellites_is_taken_for_another(loaded: LoadedRecipe) -> None:

@@ -166,6 +166,26 @@ def test_a_scene_s_coefficients_are_those_of_its_metadata_file(
         assert conversion(found, band.name) == conversion(parse_mtl(text, "file"), band.name)
 
 
+def test_radar_images_are_chosen_by_their_orbit(server: Any) -> None:
+    product = load_product("sentinel-1-grd-corrected")
+    (scene, *_) = scenes(server, product)
+    facts = json.loads(scene.facts)
+    assert facts["orbit_direction"] == "descending"
+    orbit = facts["relative_orbit"]
+    provider = load_provider("earth-engine", url=server.url)
+    for numbers, some in (((orbit, str(orbit)), True), ((orbit + 1, str(orbit + 1)), False)):
+        query = Query(
+            product.id,
+            product.providers["earth-engine"].collection,
+            only=(
+                ("orbitProperties_pass", ("descending", "DESCENDING")),
+                ("relativeOrbitNumber_start", numbers),
+            ),
+        )
+        found = {item["id"] for item in EarthEngineCatalogue(provider, product).search(query)}
+        assert (scene.item in found) is some
+
+
 def described(server: Any, product: Product) -> tuple[dict[str, Any], str]:
     """Return an image of a map as the endpoint describes it, and the name of its band."""
     facts = product.providers["earth-engine"]

@@ -226,6 +226,8 @@ def test_the_real_pre_launch_metadata_are_read_and_refused_for_their_218_bands(
     assert item["properties"]["start_datetime"] == "2017-06-26T10:20:20.999936Z"
     assert item["properties"]["view:sun_elevation"] == "63.038384"
     assert item["properties"]["version"] == "00.02.04"
+    stated = [item["properties"][word] for word in ENMAP.providers["local"].facts.values()]
+    assert stated == ["1", "0", "0"], "quality, haze and cirrus"
 
 
 # --- Sentinel-2 ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,12 +22,15 @@ from pipeline.products.catalogue import LEGEND, load_product
 from pipeline.recipe import load_recipe
 from pipeline.records import LedgerRow, Scene, Unusable
 from pipeline.run.everything import run_everything
+from pipeline.run.sample import run_sample
+from pipeline.run.search import run_search
 from pipeline.sources.local.folders import local_items
 from pipeline.stages.search.normalise import normalise
 from pipeline.store.commit import newest, read_commit
+from pipeline.store.layout import SCENES
 from pipeline.store.objects import open_store
 from pipeline.store.reader import open_dataset
-from pipeline.store.tables import to_rows
+from pipeline.store.tables import read_all, to_rows
 from pipeline.task.coefficients import Coefficients, read_coefficients
 from pipeline.task.read import Reader
 from pipeline.task.shard import sources_of
@@ -123,6 +127,9 @@ def write_safe(folder: Path) -> Path:
         '<xfdu xmlns:safe="urn:safe" xmlns:s="urn:s1" xmlns:gml="urn:gml"><safe:startTime>'
         "2021-07-04T17:05:57.1</safe:startTime><safe:stopTime>2021-07-04T17:06:22.1"
         "</safe:stopTime><s:mode>IW</s:mode><s:productType>GRD</s:productType>"
+        "<s1:pass xmlns:s1='urn:p'>DESCENDING</s1:pass>"
+        "<safe:relativeOrbitNumber type='start'>22</safe:relativeOrbitNumber>"
+        "<safe:relativeOrbitNumber type='stop'>23</safe:relativeOrbitNumber>"
         "<s:missionDataTakeID>298740</s:missionDataTakeID><s:sliceNumber>4</s:sliceNumber>"
         f"<gml:coordinates>{listed}</gml:coordinates></xfdu>"
     )
@@ -140,6 +147,7 @@ def test_a_safe_becomes_the_scene_that_catalogues_know(tmp_path: Path) -> None:
     scene = only(tmp_path)
     assert isinstance(scene, Scene)
     assert scene.scene == "sentinel-1-grd/S1A_048EF4/4"
+    assert scene.facts == '{"orbit_direction":"descending","relative_orbit":22}'
     assert scene.acquired.isoformat() == "2021-07-04T17:05:57.100000+00:00"
     assert {asset.name for asset in scene.assets} == {
         "vv", "vh", "schema-calibration-vv", "schema-calibration-vh"
@@ -159,6 +167,25 @@ def test_a_damaged_safe_is_listed(tmp_path: Path, damage: Any) -> None:
     row = only(tmp_path)
     assert isinstance(row, Unusable)
     assert row.reason == "unreadable"
+
+
+@pytest.mark.parametrize(("directions", "found"), [(["descending"], 1), (["ascending"], 0)])
+def test_folders_of_another_orbit_than_the_recipe_requires_are_counted(
+    tmp_path: Path, directions: list[str], found: int
+) -> None:
+    write_safe(tmp_path)
+    region = {"west": 12.4, "south": 45.0, "east": 12.6, "north": 45.1}
+    require = f"\nrequire = {{ orbit_direction = {json.dumps(directions)} }}\n"
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(**region) + require)
+    loaded, store = load_recipe(tmp_path / "recipe.toml"), open_store(tmp_path / "built")
+    run_sample(loaded, store)
+    report = run_search(loaded, store)
+    assert report.found == {"sentinel-1-grd": found}
+    assert report.unusable == ({} if found else {"not-as-required": 1})
+    (*rejected,) = read_all(store, SCENES, Unusable, suffix="unusable").to_pylist()
+    assert [row["detail"] for row in rejected] == (
+        [] if found else ["orbit_direction is 'descending'; `require` allows ascending"]
+    )
 
 
 def test_shards_hold_sigma_nought_where_the_control_points_say(tmp_path: Path) -> None:
@@ -181,6 +208,8 @@ def test_shards_hold_sigma_nought_where_the_control_points_say(tmp_path: Path) -
     assert {row.reason for row in ledger if row.state != "written"} <= {"not-seen", "no-candidate"}
     assert all(len(row.sources) == 4 for row in written), "two images and two tables"
     reader = open_dataset(tmp_path / "built").patches("sentinel-1-grd")
+    stated = [json.loads(of_scene) for row in reader.rows.to_pylist() for of_scene in row["facts"]]
+    assert stated == [{"orbit_direction": "descending", "relative_orbit": 22}] * len(reader.rows)
     bands, masks = reader.read(slice(None))
     whole = 0
     for row, patch, mask in zip(reader.rows.to_pylist(), bands, masks, strict=True):

@@ -178,6 +178,7 @@ def written(keys: list[tuple[str, str, str]]) -> pa.Table:
             "mask_source": ["product"] * count,
             "absent_bands": pa.array([[]] * count, pa.list_(pa.string())),
             "residual": pa.array([[]] * count, pa.list_(pa.float64())),
+            "facts": pa.array([["{}"]] * count, pa.list_(pa.string())),
             "pixel_digest": [""] * count,
         }
     )

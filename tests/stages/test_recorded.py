@@ -105,6 +105,25 @@ def test_sentinel_1_is_known_by_satellite_and_data_take(
     assert int(name[4:10], 16) == int(item["properties"]["s1:datatake_id"])
 
 
+def test_what_a_recipe_requires_of_recorded_scenes() -> None:
+    """DLR writes the quality as text; half of its recorded scenes are of low quality."""
+    enmap = load_product("enmap-l2a")
+    found = Counter(
+        row.reason if isinstance(row, Unusable) else row.facts[:11]
+        for item in items("dlr")
+        if item["collection"] == "ENMAP_HSI_L2A"
+        for row in [normalise(item, enmap, "dlr", None, require={"quality": (0, 1)})]
+    )
+    assert found == {"not-as-required": 23, '{"cirrus_pe': 24}
+
+
+def test_the_orbit_of_recorded_radar_scenes_is_known() -> None:
+    product = load_product("sentinel-1-grd")
+    rows = [normalise(item, product, "earth-search", None) for item in items("earth-search")]
+    stated = Counter(row.facts for row in rows if isinstance(row, Scene))
+    assert stated == {'{"orbit_direction":"descending","relative_orbit":125}': 10}
+
+
 def test_items_without_assets_or_geometry_are_named() -> None:
     """A `fields` search: the keys are missing, not empty."""
     sentinel = load_product("sentinel-2-l2a")

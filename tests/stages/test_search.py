@@ -339,6 +339,68 @@ def test_one_acquisition_has_one_identity_at_every_provider(provider: str) -> No
     assert scene_of(item, provider).scene == "sentinel-2-l2a/S2A_20221005T115411/29UNU"
 
 
+# --- facts that a recipe requires ----------------------------------------------------------------
+
+
+def test_further_facts_are_kept_with_the_scene_in_one_form() -> None:
+    """Numbers that came as text are numbers, and text is in lower case."""
+    stated = {"enmap:overallQuality": "2", "enmap:haze_cover": 3.50, "enmap:cirrus_cover": "Many"}
+    scene = scene_of(enmap_item(**stated))
+    assert scene.facts == '{"cirrus_percent":"many","haze_percent":3.5,"quality":2}'
+    assert scene_of(enmap_item()).facts == "{}"
+    junk = {"enmap:overallQuality": [2], "enmap:haze_cover": None, "enmap:cirrus_cover": ""}
+    assert scene_of(enmap_item(**junk)).facts == "{}"
+    assert json.loads(scene_of(enmap_item(**{"enmap:haze_cover": "9" * 500})).facts) == {
+        "haze_percent": "9" * 100
+    }
+
+
+@pytest.mark.parametrize(
+    ("stated", "require", "passes"),
+    [
+        ({"enmap:overallQuality": "1"}, {"quality": [0, 1]}, True),
+        ({"enmap:overallQuality": 1.0}, {"quality": ["1"]}, True),
+        ({"enmap:overallQuality": "2"}, {"quality": [0, 1]}, False),
+        ({}, {"quality": [0, 1, 2]}, False),
+        ({"enmap:haze_cover": "20"}, {"haze_percent": {"at_most": 20}}, True),
+        ({"enmap:haze_cover": "20.5"}, {"haze_percent": {"at_most": 20}}, False),
+        ({"enmap:haze_cover": 0}, {"haze_percent": {"at_least": 1}}, False),
+        ({"enmap:haze_cover": "much"}, {"haze_percent": {"at_most": 20}}, False),
+        ({"enmap:overallQuality": "0"}, {"quality": [0], "haze_percent": {"at_most": 5}}, False),
+    ],
+)
+def test_what_the_recipe_requires_decides_and_is_named(
+    stated: dict[str, Any], require: dict[str, Any], passes: bool
+) -> None:
+    wish = recipe(MONTHS, require=require).wishes["enmap-l2a"]
+    row = normalise(enmap_item(**stated), ENMAP, "dlr", None, require=wish.require)
+    if passes:
+        assert isinstance(row, Scene)
+        return
+    assert isinstance(row, Unusable)
+    assert row.reason == "not-as-required"
+    assert re.search(r"^(quality|haze_percent) is .*; `require` allows [\w ,]+$", row.detail)
+
+
+def test_what_is_required_is_asked_of_catalogues_however_they_write_it() -> None:
+    values = recipe(MONTHS).recipe.model_dump(mode="json")
+    require = {"orbit_direction": ["Descending"], "relative_orbit": [22, 95]}
+    values["cell"] = {"lattice": "s2r10", "size_px": 60}
+    values["product"] = [
+        {"id": "sentinel-1-rtc", "provider": "planetary-computer", "require": require}
+    ]
+    loaded = LoadedRecipe(Recipe.model_validate(values), Path())
+    (query, *_) = queries(loaded, "sentinel-1-rtc", table_of(np.array([[13.0, 52.0]])))
+    assert dict(query.only) == {
+        "sar:instrument_mode": ("IW",),
+        "sat:orbit_state": ("descending", "DESCENDING"),
+        "sat:relative_orbit": (22, 95, "22", "95"),
+    }
+    hazy = recipe(MONTHS, require={"haze_percent": {"at_least": 1, "at_most": 20}})
+    (query, *_) = queries(hazy, "enmap-l2a", table_of(np.array([[13.0, 52.0]])))
+    assert query.at_most == (("enmap:haze_cover", 20.0),)
+
+
 # --- duplicates ----------------------------------------------------------------------------------
 
 

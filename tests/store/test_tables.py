@@ -200,6 +200,35 @@ def test_append_numbers_files_and_read_all_keeps_their_order(store: ObjectStore)
     assert read_all(store, "locations", Location, ["index"]).column_names == ["index"]
 
 
+def test_columns_that_are_younger_than_a_table_hold_their_default(store: ObjectStore) -> None:
+    old, new = (
+        Scene(
+            **{f.name: 0 for f in fields(Scene) if f.name in ("offset_add", "epsg")},
+            **dict.fromkeys(("scene", "product", "provider", "item", "datatake", "tile"), name),
+            acquired=datetime(2021, 1, 1, tzinfo=UTC),
+            baseline="",
+            cloud_percent=None,
+            sun_elevation_deg=None,
+            **dict.fromkeys(("x_min_m", "y_min_m", "x_max_m", "y_max_m"), 0.0),
+            geometry=b"",
+            assets=[],
+            facts=facts,
+        )
+        for name, facts in (("old", "{}"), ("new", '{"a":1}'))
+    )
+    before = from_rows([old], Scene).drop_columns("facts")
+    write_table(store, layout.numbered(layout.SCENES, 1), before)
+    append(store, layout.SCENES, from_rows([new], Scene), Scene)
+    assert to_rows(read_all(store, layout.SCENES, Scene), Scene) == [old, new]
+    some = read_all(store, layout.SCENES, Scene, ["facts", "scene"])
+    assert some.to_pylist() == [
+        {"facts": "{}", "scene": "old"},
+        {"facts": '{"a":1}', "scene": "new"},
+    ]
+    assert to_rows(before, Scene) == [old]
+    assert fit(before, Scene, name="t").column_names == schema_of(Scene).names
+
+
 def test_tables_beside_one_another_are_told_apart(store: ObjectStore) -> None:
     odd = Unusable(product="p", provider="q", item="i", reason="no-crs", detail="")
     append(store, layout.SCENES, schema_of(Scene).empty_table(), Scene)

@@ -177,6 +177,8 @@ def _sentinel1(item: Item, _: Path) -> tuple[str, str, dict[str, Any]]:
     properties = {
         "instrumentMode": "IW",
         "resolution": "H",
+        "orbitProperties_pass": facts["sat:orbit_state"].upper(),
+        "relativeOrbitNumber_start": facts["sat:relative_orbit"],
         "sliceNumber": int(facts["s1:slice_number"]),
         "transmitterReceiverPolarisation": ["VV", "VH"],
     }

@@ -136,13 +136,17 @@ class Collection:
         return [satellite.name for satellite in FLIGHTS[self.mission].satellites]
 
     def _meets(self, items: Items, name: str, tests: Any) -> Bools:
-        """Return which items meet a test. Only the cloud cover differs between those of one
-        satellite in what is asked for."""
+        """Return which items meet a test. In what is asked for only the cloud cover differs between
+        those of one satellite and track."""
         if name == "eo:cloud_cover" and isinstance(tests, dict) and tests.keys() <= {"lte"}:
             return np.asarray(items.cloud_percent <= tests.get("lte", 100))
         passed = np.zeros(len(items), dtype=bool)
-        for satellite in np.unique(items.satellite).tolist():
-            mine = items.satellite == satellite
+        seen, _ = survey_of(self.mission)
+        alike = items.satellite << 32
+        if name == "sat:relative_orbit":
+            alike += seen.track[items.place]
+        for group in np.unique(alike).tolist():
+            mine = alike == group
             example = int(np.flatnonzero(mine)[0])
             _, shelf, scene, percent = self._scene(items, example)
             passed[mine] = meets({name: tests}, properties_of(shelf, scene, percent))

@@ -35,8 +35,8 @@ def scene_tables(
 ) -> Iterator[pa.Table]:
     """Yield the scenes that answer some questions, in tables of `Scene` rows.
 
-    Addresses of assets are left empty, and ids of items are the processor's, whatever the provider
-    makes of them: planning reads neither.
+    Addresses of assets and facts are left empty, and ids of items are the processor's, whatever the
+    provider makes of them: planning reads none of these.
     """
     collection = Collection(provider, facts_of(loaded.products[product], provider).collection)
     if not HABITS.get(provider, PLAIN).filters:
@@ -123,6 +123,7 @@ def _table(collection: Collection, examples: dict[int, Scene], items: Items) -> 
         "sun_elevation_deg": pa.array(sun, mask=np.full(count, like.sun_elevation_deg is None)),
         "epsg": epsg[which],
         "geometry": pa.array(shapely.to_wkb(outline), pa.binary()).take(pa.array(which)),
+        "facts": pa.repeat("{}", count),
         "assets": pa.ListArray.from_arrays(
             pa.array(np.arange(count + 1) * len(assets), pa.int32()),
             pa.StructArray.from_arrays(

@@ -54,6 +54,8 @@ _FACTS = {
     "specific/datatakeID": "enmap:datatakeID",
     "specific/sunElevationAngle/center": "view:sun_elevation",
     "specific/qualityFlag/cloudCover": "eo:cloud_cover",
+    "specific/qualityFlag/hazeCover": "enmap:haze_cover",
+    "specific/qualityFlag/cirrusCover": "enmap:cirrus_cover",
     "specific/qualityFlag/overallQuality": "enmap:overallQuality",
 }
 _POINT = "base/spatialCoverage/boundingPolygon/point"

@@ -30,6 +30,7 @@ _FACTS = {
     "sliceNumber": "s1:slice_number",
     "productTimelinessCategory": "s1:product_timeliness",
     "pass": "sat:orbit_state",
+    "relativeOrbitNumber": "sat:relative_orbit",
 }
 _FOOTPRINT = "coordinates"
 

@@ -35,6 +35,7 @@ _FROM_LEDGER = (
     "absent_bands",
     "residual",
     "pixel_digest",
+    "facts",
 )
 #: Columns of the locations that the index repeats.
 _FROM_LOCATION = ("epsg", "x_min_m", "y_max_m", "lon_deg", "lat_deg", "geometry")
@@ -132,8 +133,8 @@ def make_index(written: pa.Table, places: Places, products: Sequence[str]) -> pa
     Parameters
     ----------
     written : pa.Table
-        Written rows of the ledgers, with the columns `shard` (`p000001-s00042/r1`) and `residual`
-        (`pipeline.stages.publish.residual`).
+        Written rows of the ledgers, with the columns `shard` (`p000001-s00042/r1`), `residual`
+        (`pipeline.stages.publish.residual`) and `facts` (of each of the `scenes`).
     places : Places
     products : sequence of str
         In the order of the recipe.

@@ -19,7 +19,7 @@ import numpy as np
 import shapely
 from pyproj import Transformer
 
-from pipeline.products.catalogue import Band, ProviderFacts
+from pipeline.products.catalogue import Band, ProviderFacts, fact_value
 from pipeline.records import Asset
 
 #: A value that becomes part of an id: no slash, no dot at the start, nothing a file name dislikes.
@@ -79,7 +79,7 @@ class Facts:
 
     def raw(self, word: str) -> Any:
         """Return what the item says, uncut; None if it says nothing."""
-        source = self._facts.properties.get(word)
+        source = self._facts.properties.get(word) or self._facts.facts.get(word)
         if source is None:
             return None
         if source.startswith("="):
@@ -119,6 +119,16 @@ class Facts:
         if value is None or value == "":
             return None
         return as_number(value, word)
+
+    def further(self) -> dict[str, int | float | str]:
+        """Return the further facts that the item states, by the product file's words."""
+        found = {}
+        for word in sorted(self._facts.facts):
+            raw = self.raw(word)
+            cut = raw if word not in self._facts.patterns else self.text(word)
+            if (value := fact_value(cut)) is not None:
+                found[word] = value
+        return found
 
     def moments(self) -> list[datetime]:
         """Return the time of acquisition (the start of a span first), then the nominal time."""

@@ -6,6 +6,7 @@ a run, and never pass in silence either.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ import shapely
 
 from pipeline.ports import Query
 from pipeline.products.catalogue import Product, ProviderFacts
+from pipeline.recipe import Required, admits, told
 from pipeline.records import Asset, Scene, Unusable
 from pipeline.stages.search.item import (
     Facts,
@@ -44,6 +46,7 @@ def normalise(
     query: Query | None,
     *,
     bands: Collection[str] | None = None,
+    require: Mapping[str, Required] | None = None,
 ) -> Scene | Unusable:
     """Turn a raw catalogue item into a scene, or say why it cannot be one.
 
@@ -58,12 +61,15 @@ def normalise(
         What was asked: catalogues do answer with other things. None: no check.
     bands : collection of str or None
         Bands that the recipe wants, each of which must be there. None: any one will do.
+    require : mapping of str to Required or None
+        What the recipe demands of further facts. An item that does not state one does not meet it.
+        Items are judged one by one: where a newer processing does not pass, an older one may serve.
     """
     name = item.get("id")
     try:
         if not isinstance(name, str) or not name or len(name) > 500:
             raise Unfit("bad-value", f"id is {str(name)[:80]!r}")
-        return _scene(item, name, product, provider_name, query, bands)
+        return _scene(item, name, product, provider_name, query, bands, require or {})
     except Unfit as unfit:
         return Unusable(
             product=product.id,
@@ -84,6 +90,7 @@ def _scene(
     provider: str,
     query: Query | None,
     bands: Collection[str] | None,
+    require: Mapping[str, Required],
 ) -> Scene:
     names = facts_of(product, provider)
     if item.get("collection") != names.collection:
@@ -96,6 +103,8 @@ def _scene(
     if query is not None and not query.wants(names.collection, shape.bounds, moments):
         raise Unfit("outside-query", f"seen {moments[0]:%Y-%m-%d}, bounds {shape.bounds}")
     _check_kind(facts, names)
+    further = facts.further()
+    _check_required(further, require)
     datatake, tile = facts.identifier("datatake"), facts.identifier("tile")
     found = assets(item, _wanted_assets(product, names))
     _check_bands(product, names, found, bands)
@@ -120,6 +129,7 @@ def _scene(
         y_max_m=pixels.y_max_m,
         geometry=shapely.to_wkb(shape),
         assets=[asset for asset, _ in found.values()],
+        facts=json.dumps(further, separators=(",", ":")),
     )
 
 
@@ -174,6 +184,17 @@ def _check_kind(facts: Facts, names: ProviderFacts) -> None:
         value = facts.stated(source)
         if not re.fullmatch(pattern, str(value)[:500]):
             raise Unfit("other-product", f"{source} is {str(value)[:80]!r}, not {pattern!r}")
+
+
+def _check_required(
+    further: Mapping[str, int | float | str], require: Mapping[str, Required]
+) -> None:
+    """Raise `Unfit` if a fact is not as the recipe requires."""
+    for word, wanted in require.items():
+        value = further.get(word)
+        if value is None or not admits(wanted, value):
+            stated = "not stated" if value is None else repr(value)
+            raise Unfit("not-as-required", f"{word} is {stated}; `require` allows {told(wanted)}")
 
 
 def _middle(moment: datetime) -> datetime:

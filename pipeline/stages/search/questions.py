@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from math import ceil
 
@@ -15,7 +15,7 @@ import shapely
 from pipeline.errors import RecipeError
 from pipeline.ports import Query
 from pipeline.products.catalogue import Product, ProviderFacts
-from pipeline.recipe import LoadedRecipe, Scenes
+from pipeline.recipe import Between, LoadedRecipe, Required, Scenes
 from pipeline.stages.search.beside import Box, beside
 from pipeline.stages.slots import is_wanted, slots_of
 
@@ -80,8 +80,10 @@ def queries(
     product = loaded.products[product_id]
     provider = provider or loaded.wishes[product_id].providers[0]
     facts = facts_of(product, provider)
-    only = tuple(_only(facts))
+    require = loaded.wishes[product_id].require
+    only = (*_only(facts), *_one_of(facts, require))
     at_most = () if all_weathers else tuple(_at_most(facts, loaded, product_id))
+    at_most += tuple(_not_above(facts, require))
     whole, dated = provider in _READ_WHOLE, product.temporal == "dated"
     if dated and not whole and locations is None and leaders is not None:
         pairs = beside(loaded, product_id, leaders, page_size=page_size)
@@ -137,6 +139,35 @@ def _at_most(
     )
     if limit + _CLOUD_MARGIN_PERCENT < 100 and not source.startswith("=") and source != "id":
         yield source, limit + _CLOUD_MARGIN_PERCENT
+
+
+def _one_of(
+    facts: ProviderFacts, require: Mapping[str, Required]
+) -> Iterator[tuple[str, tuple[int | float | str, ...]]]:
+    """Yield the values that the recipe requires of facts, in each way that a catalogue may write
+    them: numbers also as text, text also in capitals."""
+    for word, wanted in require.items():
+        source = _asked_for(facts, word)
+        if source is not None and not isinstance(wanted, Between):
+            text = [str(value) for value in wanted]
+            ways = [*wanted, *text, *(value.upper() for value in text)]
+            yield source, tuple(dict.fromkeys(ways))
+
+
+def _not_above(
+    facts: ProviderFacts, require: Mapping[str, Required]
+) -> Iterator[tuple[str, float]]:
+    """Yield the upper bounds that the recipe requires of facts."""
+    for word, wanted in require.items():
+        source = _asked_for(facts, word)
+        if source is not None and isinstance(wanted, Between) and wanted.at_most is not None:
+            yield source, wanted.at_most
+
+
+def _asked_for(facts: ProviderFacts, word: str) -> str | None:
+    """Return the property by which a catalogue can choose a fact; None if only the item tells."""
+    source = facts.facts.get(word, "=")
+    return None if source.startswith("=") or source == "id" or word in facts.patterns else source
 
 
 def _spans(loaded: LoadedRecipe, product_id: str) -> list[_Span]:
