@@ -591,6 +591,24 @@ def test_nobody_there_and_too_slow_are_told_apart() -> None:
     assert error.value.failure == "timeout"
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_each_attempt_takes_a_turn_and_is_counted(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider's rate is of requests, whether they are the first or a repeated one."""
+    turns: list[int] = []
+    take = stac_io.CatalogueIO._wait
+    monkeypatch.setattr(
+        stac_io.CatalogueIO, "_wait", lambda io: (turns.append(len(service.asked)), take(io))
+    )
+    refusing = failing(status, {"Retry-After": "0"}, times=2)
+    with serving(refusing) as service, Catalogue(at(service)) as catalogue:
+        list(catalogue.search(QUERY))
+        assert catalogue.requests == len(service.asked)
+    assert len(service.asked) >= 4, "the landing page, two refusals, an answer"
+    assert turns == list(range(len(service.asked))), "a turn before each request, and one only"
+
+
 def test_requests_keep_to_the_provider_s_rate() -> None:
     with serving(searching(lambda *_: page(["i0"]))) as service:
         began = time.monotonic()

@@ -91,7 +91,7 @@ class Catalogue:
 
     @property
     def requests(self) -> int:
-        """Requests (or, on disk, files) asked for so far, retries not counted."""
+        """Requests (or, on disk, files) asked for so far, retries and redirects counted."""
         return self._io.count
 
     def search(self, query: Query) -> Iterator[dict[str, Any]]:

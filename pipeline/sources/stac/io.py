@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urljoin, urlsplit
 
 import pystac
@@ -41,6 +42,21 @@ _CURES = {
 }
 
 
+class _InTurn(Retry):
+    """Retries of which each takes a turn at the provider's rate, after its own pause."""
+
+    def __init__(self, *args: Any, turn: Callable[[], None], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._turn = turn
+
+    def new(self, **kwargs: Any) -> Self:
+        return super().new(turn=self._turn, **kwargs)
+
+    def sleep(self, response: urllib3.BaseHTTPResponse | None = None) -> None:
+        super().sleep(response)
+        self._turn()
+
+
 class CatalogueIO(StacApiIO):
     """Requests of one catalogue: to its own host (or folder) only, at its rate, counted.
 
@@ -56,7 +72,8 @@ class CatalogueIO(StacApiIO):
     def __init__(self, provider: Provider, root: str, attempts: int) -> None:
         super().__init__(
             timeout=provider.timeout_s,
-            max_retries=Retry(
+            max_retries=_InTurn(
+                turn=self._wait,
                 total=attempts - 1,
                 redirect=3,
                 allowed_methods=None,  # a search changes nothing, so its POST may be repeated
@@ -202,6 +219,7 @@ class CatalogueIO(StacApiIO):
         except GiveUp:
             answer.close()  # nobody will read it, so its connection would stay open
             raise
+        self._wait()  # the request that follows
 
     def _wait(self) -> None:
         """Take the next turn at the provider's rate."""
