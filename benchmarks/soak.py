@@ -3,11 +3,13 @@
 A small archive is simulated, and searched, planned and extracted once undisturbed: that is the
 reference. Then, once for each seed:
 
-- every passing fault at once, at a rate of 20 % of all requests, from the search on: every shard
-  object and every commit record must be the reference's, byte for byte;
+- every passing fault at once, signatures that expire among them, at a rate of 20 % of all requests,
+  from the search on: every shard object and every commit record must be the reference's, byte for
+  byte;
 - lasting faults on some files besides: every patch that did not fail must have the reference's row,
   and after the repair `retry` must end at the reference's shard objects.
 
+A few items lack a file, in the reference too: they must be counted, and leave no trace otherwise.
 Pauses and time-outs are shortened, so that hours of a bad network pass in seconds; how often a
 request is repeated is not.
 """
@@ -17,6 +19,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import json
+import os
 import sys
 import tempfile
 import time
@@ -33,6 +37,7 @@ import numpy as np
 from pipeline.engine.serial import SerialEngine
 from pipeline.ports import ObjectStore
 from pipeline.recipe import LoadedRecipe, Recipe
+from pipeline.records import Unusable
 from pipeline.run.extract import run_extract
 from pipeline.run.plan import run_plan
 from pipeline.run.retry import run_retry
@@ -40,12 +45,15 @@ from pipeline.run.sample import run_sample
 from pipeline.run.search import run_search
 from pipeline.simulate.archive import make_archive
 from pipeline.simulate.delivery.orbits import SMALL
+from pipeline.simulate.service.catalogue import ITEMS
 from pipeline.simulate.service.faults import Fault, Faults
+from pipeline.simulate.service.guards import TOKENS
 from pipeline.simulate.service.server import ArchiveServer
 from pipeline.sources.providers import providers
 from pipeline.store import layout
 from pipeline.store.commit import newest, read_commit
 from pipeline.store.objects import open_store
+from pipeline.store.tables import read_all
 from pipeline.watch.progress import Progress
 
 RATE = 0.2
@@ -58,6 +66,10 @@ ORBITS = {
     "sentinel-2-*": replace(SMALL["sentinel-2-*"], swath_m=3000, track_m=2500, square_m=2000),
 }
 SHELVES = {"enmap-l2a": "dlr", "sentinel-2-l2a": "planetary-computer", "simulated-labels": "labels"}
+#: Whose addresses are signed, under the provider's own name.
+SIGNED = "planetary-computer"
+#: One item in so many lacks its first file.
+BARE_EVERY = 12
 #: What may last: a failure of the file, of the login, of the network.
 LASTING: tuple[Fault, ...] = (
     *("html", "missing", "forbidden", "expired", "corrupt"),
@@ -81,9 +93,13 @@ class Soak:
 
     folder: Path
     port: int = 0
+    bare: tuple[str, ...] = ()
+    """Ids of the items that lack a file."""
     objects: dict[str, str] = field(default_factory=dict)
     rows: dict[tuple[str, ...], Row] = field(default_factory=dict)
     thrown: Counter[str] = field(default_factory=Counter)
+    passed: Counter[str] = field(default_factory=Counter)
+    """Those of `thrown` that were met without lasting ones."""
     failed: Counter[str] = field(default_factory=Counter)
 
     @classmethod
@@ -97,7 +113,7 @@ class Soak:
             end=END,
             orbits=ORBITS,
         )
-        soak = cls(folder)
+        soak = cls(folder, bare=_some_items(folder / "archive"))
         with soak.served() as server:
             soak.port = int(server.url.rpartition(":")[2])
             store = soak.extracted("reference")
@@ -106,24 +122,35 @@ class Soak:
 
     def served(self, faults: Faults | None = None) -> ArchiveServer:
         """Return the server of the archive, with what goes wrong."""
+        items = dict.fromkeys(self.bare, "missing-asset")
+        faults = replace(faults or Faults(), items={**items, **(faults.items if faults else {})})
         return ArchiveServer(self.folder / "archive", faults=faults, port=self.port)
 
     def loaded(self) -> LoadedRecipe:
         """Return the recipe, at the server's address."""
         url = f"http://127.0.0.1:{self.port}"
-        wish = {"provider": "simulated", "max_cloud_fraction": 0.3, "allow_unmasked": True}
+        wish = {"max_cloud_fraction": 0.3, "allow_unmasked": True}
         values = {
             "name": "soak",
             "sample": {"strategy": "grid", "region": REGION},
             "cell": {"lattice": "enmap30", "size_px": 16},
             "slots": {"kind": "months", "start": START, "end": END},
-            "product": [{"id": key, "url": f"{url}/{at}", **wish} for key, at in SHELVES.items()],
+            "product": [
+                {
+                    "id": key,
+                    "provider": at if at == SIGNED else "simulated",
+                    "url": f"{url}/{at}",
+                    **wish,
+                }
+                for key, at in SHELVES.items()
+            ],
             "shards": {"shard_mb": 2},
         }
         return LoadedRecipe(Recipe.model_validate(values), self.folder)
 
     def extracted(self, root: str) -> ObjectStore:
         """Sample, search, plan and extract into a new root, which is returned."""
+        os.environ["PC_SDK_SAS_URL"] = f"http://127.0.0.1:{self.port}/{TOKENS}"
         loaded, store = self.loaded(), open_store(self.folder / root)
         run_sample(loaded, store)
         run_search(loaded, store)
@@ -139,6 +166,9 @@ class Soak:
         with self.served(_faults(seed)) as server:
             store = self.extracted(f"passing-{seed}")
             self.thrown += server.dice.thrown
+            self.passed += server.dice.thrown
+        if lost := set(self.bare) - without_files(store):
+            return f"items without a file are not counted: {sorted(lost)}"
         return _differences(objects(store), self.objects)
 
     def lasting(self, seed: int) -> str | None:
@@ -192,13 +222,32 @@ def rows(store: ObjectStore) -> dict[tuple[str, ...], Row]:
     }
 
 
+def without_files(store: ObjectStore) -> set[str]:
+    """Return the ids of the items that the search could not use because they lack a file."""
+    found = read_all(store, layout.SCENES, Unusable, suffix="unusable").to_pylist()
+    return {row["item"] for row in found if row["reason"] == "no-assets"}
+
+
+def _some_items(archive: Path) -> tuple[str, ...]:
+    """Return the ids of some items of each sensor."""
+    made = json.loads((archive / ITEMS).read_text())["providers"]
+    return tuple(
+        item["id"]
+        for shelf in sorted(set(SHELVES.values()) - {"labels"})
+        for collection in made[shelf].values()
+        for item in collection["items"][::BARE_EVERY]
+    )
+
+
 @contextlib.contextmanager
 def hurried() -> Iterator[None]:
     """Shorten the clients' pauses, time-outs and pages, never the number of their attempts."""
     changes = {"timeout_s": TIMEOUT_S, "page_size": PAGE_SIZE}
     quick = providers()["simulated"].model_copy(update=changes)
+    signed = quick.model_copy(update={"name": SIGNED, "sign": SIGNED})
     with (
-        mock.patch.dict(providers(), {"simulated": quick}),
+        mock.patch.dict(providers(), {"simulated": quick, SIGNED: signed}),
+        mock.patch.dict(os.environ),
         mock.patch("pipeline.sources.limits.FIRST_PAUSE_S", PAUSE_S),
         mock.patch("pipeline.sources.limits.FAILURES_IN_A_ROW", FAILURES_IN_A_ROW),
         mock.patch("pipeline.sources.stac.io._LONGEST_PAUSE_S", PAUSE_S),

@@ -24,7 +24,7 @@ from pipeline.simulate.delivery.maps import write_map
 from pipeline.simulate.delivery.orbits import SMALL, Orbit, Scene, orbit_of, scenes_over, upright
 from pipeline.simulate.delivery.radar import write_grd
 from pipeline.simulate.delivery.shelves import Shelf, shelf_of
-from pipeline.simulate.delivery.stac_items import item_of
+from pipeline.simulate.delivery.stac_items import items_of
 from pipeline.simulate.service.catalogue import ITEMS
 
 Region = tuple[float, float, float, float]
@@ -40,6 +40,7 @@ class ArchiveReport:
     """What was made."""
 
     scenes: int
+    """Items: a scene that was processed again has several."""
     files: int
     size_bytes: int
 
@@ -106,10 +107,11 @@ def make_archive(
     _begin(folder)
     items: Items = {product: [] for product in products}
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        for product, made in pool.map(partial(_write_group, folder, seed, shelves), groups):
+        write = partial(_write_group, folder, seed, shelves)
+        for group, (product, made) in zip(groups, pool.map(write, groups), strict=True):
             items[product] += made
             if advance is not None:
-                advance(len(made))
+                advance(len(group))
     for product, shelf in shelves.items():
         if shelf.is_map:
             items[product] += write_map(
@@ -213,9 +215,8 @@ def _write_group(
     write = write_grd if shelves[name].product.geolocation == "gcp" else write_scenes
     with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_MB, GDAL_PAM_ENABLED="NO"):
         written = write(folder, shelves[name], scenes, seed)
-    return name, [
-        item_of(shelves[name], scene, files) for scene, files in zip(scenes, written, strict=True)
-    ]
+    made = zip(scenes, written, strict=True)
+    return name, [item for scene, files in made for item in items_of(shelves[name], scene, files)]
 
 
 def _write_items(folder: Path, shelves: Mapping[str, Shelf], items: Items) -> None:

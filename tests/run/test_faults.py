@@ -18,15 +18,19 @@ import pytest
 
 from pipeline.engine.serial import SerialEngine
 from pipeline.errors import TryAgain
+from pipeline.records import Scene
 from pipeline.run.retry import run_retry
 from pipeline.simulate.service.catalogue import ITEMS
-from pipeline.simulate.service.faults import Faults
+from pipeline.simulate.service.faults import OF_FILES, OF_SIGNED, Faults
 from pipeline.simulate.service.server import ArchiveServer
 from pipeline.store import layout
+from pipeline.store.objects import open_store
+from pipeline.store.tables import read_all
 from pipeline.watch.progress import Progress
 
 HARNESS = Path(__file__).resolve().parents[2] / "benchmarks" / "soak.py"
-SEEDS = (1, 2, 3)
+#: Between them they meet every passing fault of files, signatures that expire among them.
+SEEDS = (4, 5, 8)
 #: Longer than any pause that is sat out, so that a throttled request ends at once.
 TOO_LONG_S = 3600
 
@@ -85,7 +89,18 @@ def test_lasting_faults_fail_their_own_patches_only_and_heal(soak: Any, seed: in
 
 def test_there_were_faults_of_both_kinds(soak: Any) -> None:
     assert len(soak.thrown) > 10
+    assert {*OF_FILES, *OF_SIGNED} <= set(soak.passed)
     assert soak.failed
+
+
+def test_items_without_a_file_are_counted_and_leave_no_trace(soak: Any) -> None:
+    sensors = {item.partition("_")[0] for item in soak.bare}
+    assert len(sensors) > 1, "the archive lacks files of one sensor alone"
+    harness = sys.modules["soak_harness"]
+    assert harness.without_files(open_store(soak.folder / "reference")) >= set(soak.bare)
+    scenes = read_all(open_store(soak.folder / "reference"), layout.SCENES, Scene, ["item"])
+    assert scenes.num_rows
+    assert not set(soak.bare) & set(scenes["item"].to_pylist())
 
 
 def test_footprints_that_lie_fail_nothing(soak: Any) -> None:

@@ -11,7 +11,7 @@ with `proj:code` on the assets. What a product file names and no manner here kno
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +28,12 @@ _COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 _EXTENSIONS = "https://stac-extensions.github.io"
 #: One EnMAP item in so many lacks its CRS everywhere (20 of 106 recorded items).
 _WITHOUT_CRS = 16
+#: One Sentinel-2 scene of Earth Search in so many was processed again, and one in so many of these
+#: has an item without assets besides. Our choice: a search should meet both in a small archive.
+_AGAIN, _PENDING = 3, 2
+#: By the baseline of a scene (`orbits`) an older and a newer one.
+_BEFORE = {"03.01": "02.14", "05.09": "04.00"}
+_AFTER = {"03.01": "05.00", "05.09": "05.10"}
 #: Distance of the points of an outline, in metres: straight in the plane, they are not quite
 #: straight in longitude and latitude (20 m off at the middle of a 30-km edge without them).
 _OUTLINE_STEP_M = 1000
@@ -81,6 +87,38 @@ def item_of(
         },
         "links": [],
     }
+
+
+def items_of(shelf: Shelf, scene: Scene, written: Written) -> list[dict[str, Any]]:
+    """Return all items of a scene: Earth Search has several of one that was processed again.
+
+    `_0_` is of an older baseline, `_1_` the scene's own (recorded for 2020: 02.14 and 05.00); some
+    have a `_2_` that is newer still and lists no asset, as items whose files are yet to come. What
+    is seen does not depend on the processor here, so both list the same files.
+    """
+    own = item_of(shelf, scene, written)
+    draw = below(_AGAIN * _PENDING, 96, *scene.item.encode())
+    if (_sensor(scene), shelf.provider) != ("sentinel-2", "earth-search") or draw % _AGAIN:
+        return [own]
+    older, newer = _BEFORE[scene.baseline], _AFTER[scene.baseline]
+    items = [_numbered(item_of(shelf, _processed(scene, older), written), 0), _numbered(own, 1)]
+    if draw // _AGAIN == 0:
+        pending = item_of(shelf, _processed(scene, newer), replace(written, files={}))
+        items.append(_numbered(pending, 2))
+    return items
+
+
+def _processed(scene: Scene, baseline: str) -> Scene:
+    """Return a scene as another processor made it."""
+    datatake = scene.datatake.removesuffix(scene.baseline) + baseline
+    return replace(scene, baseline=baseline, datatake=datatake)
+
+
+def _numbered(item: dict[str, Any], sequence: int) -> dict[str, Any]:
+    """Return an item of Earth Search as the one of that number."""
+    number = str(sequence)
+    properties = {**item["properties"], "s2:sequence": number}
+    return {**item, "id": item["id"].replace("_0_", f"_{number}_"), "properties": properties}
 
 
 def properties_of(shelf: Shelf, scene: Scene, percent: Mapping[str, float]) -> Properties:

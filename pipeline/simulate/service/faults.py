@@ -59,9 +59,10 @@ _BOTH: tuple[Fault, ...] = (
 OF_FILES: tuple[Fault, ...] = (*_BOTH, "truncated", "wrong-length")
 BROKEN_PAGES: tuple[Fault, ...] = ("duplicated-page", "reordered-page", "truncated-page", "no-json")
 OF_PAGES: tuple[Fault, ...] = (*_BOTH, *BROKEN_PAGES)
-#: The same of signed addresses: who signs gets over it, others do not. Met on demand only.
+#: The same of signed addresses: who signs gets over it. A fresh signature is good, so it is not met
+#: twice running.
 OF_SIGNED: tuple[Fault, ...] = ("expired",)
-PASSING: tuple[Fault, ...] = (*OF_FILES, *BROKEN_PAGES)
+PASSING: tuple[Fault, ...] = (*OF_FILES, *BROKEN_PAGES, *OF_SIGNED)
 
 ItemFault = Literal["footprint", "missing-asset"]
 """`footprint`: the item claims ground half its width to the east of what was seen;
@@ -127,18 +128,23 @@ class FaultDice:
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
-        self._of_files = tuple(kind for kind in faults.kinds if kind in (*OF_FILES, *OF_SIGNED))
+        self._of_files = tuple(kind for kind in faults.kinds if kind in OF_FILES)
+        self._of_signed = tuple(kind for kind in faults.kinds if kind in OF_SIGNED)
         self._of_pages = tuple(kind for kind in faults.kinds if kind in OF_PAGES)
         self._asked: Counter[tuple[str, str]] = Counter()
         self._in_a_row: Counter[tuple[str, str]] = Counter()
+        self._expired: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self.thrown: Counter[str] = Counter()
         """Faults so far, by kind."""
 
-    def throw(self, path: str, byte_range: str) -> Fault | None:
-        """Return what goes wrong with this request for a file, if anything."""
-        fault = self._permanent(path) or self._passing(self._of_files, path, byte_range)
-        return self._counted(fault)
+    def throw(self, path: str, byte_range: str, *, signed: bool = False) -> Fault | None:
+        """Return what goes wrong with this request for a file, if anything.
+
+        `signed`: its address has a signature, which may be taken for an old one.
+        """
+        kinds = (*self._of_files, *self._of_signed) if signed else self._of_files
+        return self._counted(self._permanent(path) or self._passing(kinds, path, byte_range))
 
     def throw_page(self, path: str, body: str) -> Fault | None:
         """Return what goes wrong with this search, if anything."""
@@ -165,8 +171,14 @@ class FaultDice:
             if lucky or not kinds:
                 self._in_a_row[key] = 0
                 return None
+            fault = kinds[int(below(len(kinds), faults.seed, attempt + 1, *text))]
+            if fault in OF_SIGNED and key in self._expired:
+                self._expired.remove(key)
+                self._in_a_row[key] = 0
+                return None
+            (self._expired.add if fault in OF_SIGNED else self._expired.discard)(key)
             self._in_a_row[key] += 1
-            return kinds[int(below(len(kinds), faults.seed, attempt + 1, *text))]
+            return fault
 
 
 def corrupt_place(path: Path) -> int:

@@ -189,13 +189,13 @@ class _Handler(LoopbackHandler):
     def _file(self, relative: str, query: dict[str, str]) -> None:
         guarded = self._archive.guarded
         stop = verdict(relative, query, self.headers["Authorization"]) if guarded else None
-        self._read(relative, stop)
+        self._read(relative, stop, signed="sig" in query)
 
     def _object(self, path: str) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
         self._read(path.partition("/files/")[2], bucket_verdict(path, headers))
 
-    def _read(self, relative: str, stop: Verdict | None) -> None:
+    def _read(self, relative: str, stop: Verdict | None, *, signed: bool = False) -> None:
         """Answer a request for a file, unless something stops it."""
         archive = self._archive
         archive.count_request()
@@ -206,7 +206,8 @@ class _Handler(LoopbackHandler):
         if stop is not None:
             self._fail(stop)
             return
-        fault = self._late(archive.dice.throw(relative, self.headers.get("Range", self.command)))
+        asked = self.headers.get("Range", self.command)
+        fault = self._late(archive.dice.throw(relative, asked, signed=signed))
         if fault in (None, "truncated", "wrong-length", "corrupt"):
             self._send_file(path, fault)
         else:
