@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipeline.pretrain.encoders.backbones import EncoderShape, build_encoder
+from pipeline.pretrain.encoders.wavelength import Sensor
 from pipeline.pretrain.methods.mocov3 import MoCoV3, info_nce_in_batch
 
 
@@ -63,3 +65,12 @@ def test_a_vits_first_projection_stays_and_the_rest_learns(tiny_vit, view):
     method([view(4, 3, seed=0), view(4, 3, seed=1)], torch.Generator()).loss.backward()
     still = [name for name, p in method.encoder.named_parameters() if p.grad is None]
     assert still == ["patch_embed.proj.weight", "patch_embed.proj.bias"]
+
+
+def test_a_first_projection_that_goes_by_wavelengths_learns():
+    sensor = Sensor("image", ("red", "nir"), (650.0, 850.0), (30.0, 30.0))
+    shape = EncoderShape("wave_vit_tiny", 2, 8, 4, (sensor,))
+    net = build_encoder(shape, seed=0)
+    MoCoV3(net, 192, hidden_width=8, steps=9, first_momentum=0.9, temperature=0.2)
+    assert all(p.requires_grad for p in net.patch_embed.proj.parameters())
+    assert not net.pos_embed.requires_grad

@@ -2,7 +2,7 @@
 
 Chen, Xie and He 2021, "An Empirical Study of Training Self-Supervised Vision Transformers"
 (arXiv 2104.02057). A ViT's first projection stays as it was drawn (section 4): its gradient is what
-made training jump.
+made training jump. One that goes by wavelengths is learned: as drawn it would mix them at random.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class MoCoV3(Method):
     ) -> None:
         super().__init__()
         if isinstance(encoder, VisionTransformer):
-            encoder.patch_embed.proj.requires_grad_(False)
+            first = encoder.patch_embed.proj
+            if isinstance(first, nn.Conv2d):
+                first.requires_grad_(False)
         self.encoder = encoder
         self.projector = mlp(width, hidden_width, hidden_width, EMBEDDING_WIDTH, end="norm")
         self.predictor = mlp(EMBEDDING_WIDTH, hidden_width, EMBEDDING_WIDTH, end="norm")
