@@ -80,6 +80,63 @@ def test_the_loss_is_barlows_of_the_windows(view, tiny_net, monkeypatch):
     assert learned.loss.item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
+def half_seen(view, count=40, size_px=24, edge_px=4):
+    """Items of which the right half was seen, the last of which nothing was."""
+    whole = view(count, 3, size_px)
+    valid = torch.zeros_like(whole.valid)
+    valid[:-1, :, :, size_px // 2 :] = True
+    return View(torch.where(valid, whole.image, 0.0), valid)
+
+
+def test_windows_are_drawn_where_an_item_was_seen(view, tiny_net, monkeypatch):
+    cut = []
+
+    def keep(part, _):
+        cut.append(part)
+        return part
+
+    monkeypatch.setattr("pipeline.pretrain.methods.barlow_pixels.disturb", keep)
+    method = PixelBarlow(
+        tiny_net(3), 6, window_px=4, windows=25, projector_width=8, off_diagonal=0.005
+    )
+    one = half_seen(view)
+    # The second time was seen elsewhere too: a pair must show enough at both.
+    other = View(one.image.flip(2), torch.ones_like(one.valid))
+    method([one, other], random())
+    shares = [part.valid[:-25].float().mean(dim=(1, 2, 3)) for part in cut]
+    # Of eight draws all show too little once in a hundred times.
+    assert (shares[0] >= 0.7).float().mean() > 0.97
+    assert shares[1].min() == 1
+    # They are still of many places.
+    assert len(torch.unique(cut[1].image[:25, 0, 0, 0])) > 10
+
+
+def test_a_pair_of_which_nothing_was_seen_moves_no_correlation(view, tiny_net, monkeypatch):
+    monkeypatch.setattr("pipeline.pretrain.methods.barlow_pixels.disturb", lambda part, _: part)
+    results = []
+    for items in (slice(None), slice(None, -1)):
+        method = PixelBarlow(
+            tiny_net(3), 6, window_px=24, windows=1, projector_width=8, off_diagonal=0.005
+        ).eval()  # fixed moments: the networks see each pair alone
+        seen = half_seen(view)
+        one = View(seen.image[items], seen.valid[items])
+        two = View(one.image + 0.1 * one.image.square(), one.valid)
+        learned = method([one, two], random())
+        learned.loss.backward()
+        results.append([learned.loss.detach(), *(p.grad for p in method.parameters())])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_of_which_nothing_was_seen_is_no_error(view, tiny_net):
+    nothing = View(torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 8, 8, dtype=torch.bool))
+    method = PixelBarlow(
+        tiny_net(3), 6, window_px=2, windows=2, projector_width=8, off_diagonal=0.005
+    )
+    learned = method([nothing, nothing], random())
+    learned.loss.backward()
+    assert learned.loss.item() == pytest.approx(8, rel=1e-4)
+
+
 def holes(view, count=200, bands=30, size_px=3):
     whole = view(count, bands, size_px)
     valid = torch.rand(whole.image.shape, generator=random(3)) < 0.8

@@ -25,7 +25,7 @@ from pipeline.pretrain.ranks import sum_over_ranks
 VARIANCE_FLOOR = 1e-5
 
 
-def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
+def cross_correlation(first: Tensor, second: Tensor, seen: Tensor | None = None) -> Tensor:
     """Correlate each dimension of one view with each of the other, over the items of all ranks.
 
     Equal to normalising both with batch normalisation without scale and shift, then multiplying;
@@ -36,6 +36,8 @@ def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
     ----------
     first, second : Tensor, float32, shape (batch, width)
         Row i of one belongs to row i of the other.
+    seen : Tensor, bool, shape (batch,), or None
+        Which rows count; None: all. If none does, nothing correlates.
 
     Returns
     -------
@@ -43,11 +45,12 @@ def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
         Rows are dimensions of the first, columns of the second; the same on every rank.
     """
     both = torch.cat([first, second], dim=1)
-    total = torch.cat([both.sum(dim=0), both.new_tensor([len(both)])])
-    total = sum_over_ranks(total)
-    count = total[-1]
+    # A weight, not a choice of rows, whose number a device would have to tell.
+    weight = both.new_ones(len(both), 1) if seen is None else seen.to(both).unsqueeze(1)
+    total = sum_over_ranks(torch.cat([(both * weight).sum(dim=0), weight.sum(dim=0)]))
+    count = total[-1].clamp(min=1)
     # Centred before it is squared, which costs a second sum over ranks but no digits.
-    first, second = (both - total[:-1] / count).chunk(2, dim=1)
+    first, second = ((both - total[:-1] / count) * weight).chunk(2, dim=1)
     width = first.shape[1]
     sums = torch.cat([first.T @ second, first.square().sum(0, True), second.square().sum(0, True)])
     product, *squares = torch.split(sum_over_ranks(sums), [width, 1, 1])
@@ -55,7 +58,9 @@ def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
     return product / count / torch.outer(*spread)
 
 
-def barlow_loss(first: Tensor, second: Tensor, off_diagonal: float) -> Tensor:
+def barlow_loss(
+    first: Tensor, second: Tensor, off_diagonal: float, seen: Tensor | None = None
+) -> Tensor:
     """Return how far the cross-correlation of two views is from the identity.
 
     Parameters
@@ -64,13 +69,15 @@ def barlow_loss(first: Tensor, second: Tensor, off_diagonal: float) -> Tensor:
         Projections; row i of one belongs to row i of the other.
     off_diagonal : float
         Weight of the squares off the diagonal, the paper's lambda.
+    seen : Tensor, bool, shape (batch,), or None
+        Which items count; None: all.
 
     Returns
     -------
     Tensor, float32, shape ()
         Sum over the diagonal of (1 - c)^2, and over the rest of off_diagonal * c^2.
     """
-    correlation = cross_correlation(first, second)
+    correlation = cross_correlation(first, second, seen)
     diagonal = correlation.diagonal()
     redundancy = correlation.square().sum() - diagonal.square().sum()
     return (1 - diagonal).square().sum() + off_diagonal * redundancy
@@ -101,10 +108,14 @@ class BarlowTwins(Method):
         self.off_diagonal = off_diagonal
 
     def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:  # noqa: ARG002
-        """Return the loss of one batch; each view has batch statistics of its own."""
+        """Return the loss of one batch; each view has batch statistics of its own.
+
+        An item of which a view shows nothing is left out of the correlation.
+        """
+        seen = torch.stack([view.valid.flatten(1).any(dim=1) for view in views]).all(dim=0)
         features = [self.encoder(view.image) for view in views]
         projected = [self.projector(part) for part in features]
         with torch.autocast(projected[0].device.type, enabled=False):
             first, second = (part.float() for part in projected)
-            loss = barlow_loss(first, second, self.off_diagonal)
+            loss = barlow_loss(first, second, self.off_diagonal, seen)
         return Learned(loss, features[0].detach().float(), first.detach())

@@ -3,7 +3,8 @@
 Braham et al. 2022, "Self Supervised Learning for Few Shot Hyperspectral Image Classification"
 (arXiv 2206.12117), pretrains on the pixels of a scene and then needs few labels. Nothing but the
 idea is published; augmentations (`pipeline.pretrain.encoders.spectra`) and pairs are our own: two
-windows a few pixels apart are a pair, as neighbours mostly show the same material.
+windows a few pixels apart are a pair, as neighbours mostly show the same material. A pair of which
+a window shows too little is drawn again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pipeline.pretrain.data.augment import TRIES
+from pipeline.pretrain.data.windows import choose_corners, take_tries
 from pipeline.pretrain.encoders.spectra import disturb
 from pipeline.pretrain.methods.barlow import BarlowTwins
 from pipeline.pretrain.methods.method import Learned, View
@@ -60,16 +63,24 @@ class PixelBarlow(BarlowTwins):
         generator = torch.Generator().manual_seed(seed)
         batch, _, height, width = views[0].image.shape
         last = torch.tensor([height, width]) - self.window_px
-        shape = (batch, self.windows, 2)
+        shape = (batch, self.windows, TRIES, 2)
         first = (torch.rand(shape, generator=generator) * (last + 1)).long()
         reach = 2 * NEIGHBOURHOOD_PX + 1
         shift = torch.randint(0, reach, shape, generator=generator) - NEIGHBOURHOOD_PX
-        corners = (first, torch.minimum((first + shift).clamp(min=0), last))
+        drawn = (first, torch.minimum((first + shift).clamp(min=0), last))
+        chosen = choose_corners([seen_of(view) for view in views], drawn, self.window_px)
+        corners = [take_tries(part, chosen) for part in drawn]
         cut = [
             disturb(cut_windows(view, corner, self.window_px), generator)
             for view, corner in zip(views, corners, strict=True)
         ]
         return super().forward(cut, generator)
+
+
+def seen_of(view: View) -> Tensor:
+    """Return which share of each pixel's bands was seen, of those an item has: (batch, y, x)."""
+    present = view.valid.flatten(2).any(dim=2).sum(dim=1).clamp(min=1)
+    return view.valid.sum(dim=1) / present.view(-1, 1, 1)
 
 
 def cut_windows(view: View, corners: Tensor, window_px: int) -> View:
@@ -89,8 +100,8 @@ def cut_windows(view: View, corners: Tensor, window_px: int) -> View:
         Shape (batch * window, band, window_px, window_px).
     """
     batch, windows, _ = corners.shape
-    reach = torch.arange(window_px)
-    item = torch.arange(batch).view(-1, 1, 1, 1).expand(-1, windows, 1, 1)
+    reach = torch.arange(window_px, device=corners.device)
+    item = torch.arange(batch, device=corners.device).view(-1, 1, 1, 1).expand(-1, windows, 1, 1)
     rows = corners[..., 0].view(batch, windows, 1, 1) + reach.view(-1, 1)
     columns = corners[..., 1].view(batch, windows, 1, 1) + reach
     where = [part.to(view.image.device) for part in (item, rows, columns)]
