@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,12 +14,13 @@ from pipeline.pretrain.data.augment import Augmentation, Crop
 from pipeline.pretrain.data.batches import Share, Stored
 from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.data.views import make_views
+from pipeline.recipe import Pretrain
 
 FILL = -32768
-NAMES = ("moco", "mae", "barlow", "dino", "data2vec", "barlow_pixels")
+METHODS = get_args(Pretrain.model_fields["method"].annotation)
 
 
-def stored(seed, dtype=torch.int16, count=4, bands=3, size_px=12):
+def stored(seed, dtype=torch.int16, count=4, bands=3, size_px=12, product="image"):
     """Pixels, a third of them masked, some fill in single bands, one band absent in one item."""
     random = torch.Generator().manual_seed(seed)
     values = torch.randint(0, 100, (count, bands, size_px, size_px), generator=random).to(dtype)
@@ -25,7 +28,7 @@ def stored(seed, dtype=torch.int16, count=4, bands=3, size_px=12):
     fill[0, 1] = True
     values[fill] = FILL if dtype == torch.int16 else torch.nan
     mask = (torch.rand(count, size_px, size_px, generator=random) > 1 / 3).to(torch.uint8)
-    return Stored(values, mask, "image")
+    return Stored(values, mask, product)
 
 
 def spoilt(view, seed):
@@ -40,7 +43,10 @@ def spoilt(view, seed):
 
 def views(batch, crops, share=Share()):  # noqa: B008 - it cannot change
     fill = None if batch[0].bands.is_floating_point() else FILL
-    normalisers = {"image": Normaliser([50.0] * 3, [30.0] * 3, fill)}
+    normalisers = {
+        product: Normaliser([50.0] * bands, [30.0] * bands, fill)
+        for product, bands in (("image", 3), ("radar", 2))
+    }
     return make_views(batch, crops, normalisers, torch.Generator().manual_seed(1), share)
 
 
@@ -59,17 +65,29 @@ def test_junk_in_invalid_values_changes_no_bit_of_a_view(seed, dtype):
         assert one.valid.any()
 
 
-@pytest.mark.parametrize("method", NAMES)
+def patches(method, views):
+    """Return the batch of a step: two times, or two products; and labelled patches."""
+    if method == "decur":
+        return (stored(0), stored(1, bands=2, product="radar")), None
+    return tuple(stored(seed) for seed in range(views)), stored(9) if method == "paws" else None
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_junk_in_invalid_values_changes_no_bit_of_loss_or_gradient(method, tiny_run):
     tiny = tiny_run(method)
-    crops = crops_of(tiny.settings, tiny.shape, patches=tiny.run.method.views)
-    batch = tuple(stored(seed) for seed in range(tiny.run.method.views))
+    count = tiny.run.method.views
+    crops = crops_of(tiny.settings, tiny.shape, patches=count, second=tiny.second)
+    batch, support = patches(method, count)
     results = []
-    for one in (batch, tuple(spoilt(view, 5) for view in batch)):
+    for spoil in (lambda view: view, lambda view: spoilt(view, 5)):
+        seen = views(tuple(map(spoil, batch)), crops)
+        if support is not None:
+            labelled = views((spoil(support),) * count, crops[:count])
+            seen += [view._replace(label=torch.arange(4) % 2) for view in labelled]
         module = tiny_run(method).run.method
         module.begin(0)
         torch.manual_seed(0)  # layers that drop
-        learned = module(views(one, crops), torch.Generator().manual_seed(2))
+        learned = module(seen, torch.Generator().manual_seed(2))
         learned.loss.backward()
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         results.append([learned.loss.detach(), *gradients])
