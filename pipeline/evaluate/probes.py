@@ -32,6 +32,7 @@ class Parts:
     val: Floats
     test: Floats
     train_label: Numbers
+    """Classes, shape (window,); or what is held of groups, shape (window, group)."""
     val_label: Numbers
 
     @classmethod
@@ -65,19 +66,33 @@ def knn(parts: Parts, k: int) -> Numbers:
 
     Of classes with equally many votes the one with the more similar neighbours wins.
     """
-    train, test = _unit(parts.train), _unit(parts.test)
     classes, codes = np.unique(parts.train_label, return_inverse=True)
-    k = min(k, len(train))
-    found = np.empty(len(test), dtype=np.int64)
-    for start in range(0, len(test), CHUNK):
-        cosine = test[start : start + CHUNK] @ train.T
-        nearest = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
-        near = np.take_along_axis(cosine, nearest, axis=1)
-        # Cosines add up to at most k in size, so a vote always outweighs them.
-        votes = np.zeros((len(cosine), len(classes)))
-        np.add.at(votes, (np.arange(len(cosine))[:, None], codes[nearest]), 2 * k + 1 + near)
-        found[start : start + CHUNK] = classes[votes.argmax(axis=1)]
+    near, cosine = nearest(parts, k)
+    # Cosines add up to at most k in size, so a vote always outweighs them.
+    votes = np.zeros((len(near), len(classes)))
+    places = (np.arange(len(near))[:, None], codes[near])
+    np.add.at(votes, places, 2 * near.shape[1] + 1 + cosine)
+    found: Numbers = classes[votes.argmax(axis=1)]
     return found
+
+
+def nearest(parts: Parts, k: int) -> tuple[Numbers, Floats]:
+    """Return each test window's k most similar training windows, in any order.
+
+    Returns
+    -------
+    (numbers, cosines)
+        Of the training windows, shape (test window, k), or as many as there are.
+    """
+    train, test = _unit(parts.train), _unit(parts.test)
+    k = min(k, len(train))
+    numbers, cosines = np.empty((len(test), k), dtype=np.int64), np.empty((len(test), k))
+    for start in range(0, len(test), CHUNK):
+        rows = slice(start, start + CHUNK)
+        cosine = test[rows] @ train.T
+        numbers[rows] = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
+        cosines[rows] = np.take_along_axis(cosine, numbers[rows], axis=1)
+    return numbers, cosines
 
 
 def linear(parts: Parts) -> Linear:
@@ -112,6 +127,14 @@ def accuracy(predicted: Numbers, truth: Numbers) -> tuple[float, float]:
     return float(right.mean()), float(np.mean([right[truth == c].mean() for c in classes]))
 
 
+def redrawn(group: Numbers) -> tuple[bool, Numbers]:
+    """Return whether locations are redrawn, and what each window is drawn with, from 0."""
+    by_location = len(np.unique(group)) > 1
+    if not by_location:
+        return False, np.arange(len(group))
+    return True, np.unique(group, return_inverse=True)[1].astype(np.int64)
+
+
 class Bootstrap:
     """Redraws of a test part, the same for every prediction, so that differences are paired.
 
@@ -127,9 +150,7 @@ class Bootstrap:
     """
 
     def __init__(self, truth: Numbers, group: Numbers, *, seed: int) -> None:
-        self.by_location = len(np.unique(group)) > 1
-        groups = group if self.by_location else np.arange(len(truth))
-        _, self._group = np.unique(groups, return_inverse=True)
+        self.by_location, self._group = redrawn(group)
         self._classes, self._class = np.unique(truth, return_inverse=True)
         self._truth = truth
         self._seed = seed

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.evaluate.features import Features
 from pipeline.evaluate.few_labels import FewLabels
+from pipeline.evaluate.multi_label import SetResult, judge_sets
 from pipeline.evaluate.probes import (
     CONFIDENCE,
     Bootstrap,
@@ -45,7 +46,8 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The model against one baseline under one probe, in macro accuracy."""
+    """The model against one baseline under one probe, in macro accuracy; of sets of labels, in
+    macro mAP."""
 
     baseline: str
     probe: Probe
@@ -67,13 +69,16 @@ class Evaluation:
     labels: str
     transductive: bool
     window_px: int
+    sizes: dict[str, int]
+    """Part to number of windows."""
     windows: dict[str, dict[str, int]]
-    """Part to class name to number of windows."""
-    majority: float
-    """Micro accuracy of always saying the training part's most frequent class."""
+    """Part to class name to number of windows; of sets of labels, of those that hold it."""
+    majority: float | None
+    """Micro accuracy of always saying the training part's most frequent class; None: the windows
+    have sets of labels."""
     resampled: Literal["locations", "windows"]
     """What the redraws behind the intervals draw."""
-    results: list[Result] = field(default_factory=list)
+    results: list[Result] | list[SetResult] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     few: FewLabels | None = None
     """Classification with few labels, where the recipe or the method asks for it."""
@@ -93,7 +98,7 @@ class Evaluation:
 
 def judge(
     features: Mapping[str, Features], windows: Windows, *, k: int, seed: int
-) -> tuple[list[Result], list[Comparison], Literal["locations", "windows"]]:
+) -> tuple[list[Result] | list[SetResult], list[Comparison], Literal["locations", "windows"]]:
     """Probe every kind of features on the same parts and compare the model with the others.
 
     Parameters
@@ -101,12 +106,24 @@ def judge(
     features : mapping of str to array (window, width)
         With one kind named `MODEL`.
     windows : Windows
-        All parts have at least two classes.
+        All parts have at least two classes, or sets of groups.
     k : int
         Neighbours of the kNN probe.
     seed : int
         Of the redraws.
     """
+    results: list[Result] | list[SetResult]
+    if windows.holds is None:
+        results, draws, by_location = _judge_classes(features, windows, k=k, seed=seed)
+    else:
+        results, draws, by_location = judge_sets(features, windows, k=k, seed=seed)
+    comparisons = [_compare(kind, probe, draws) for kind, probe in draws if kind != MODEL]
+    return results, comparisons, "locations" if by_location else "windows"
+
+
+def _judge_classes(
+    features: Mapping[str, Features], windows: Windows, *, k: int, seed: int
+) -> tuple[list[Result], dict[tuple[str, Probe], tuple[float, Any]], bool]:
     train, val, test = (windows.of(part) for part in PARTS)
     truth = windows.label[test]
     redraw = Bootstrap(truth, windows.location[test], seed=seed)
@@ -119,8 +136,7 @@ def judge(
             result, macro = _score(kind, probe, predicted, truth, redraw, fitted)
             results.append(result)
             draws[kind, result.probe] = (result.macro.value, macro)
-    comparisons = [_compare(kind, probe, draws) for kind, probe in draws if kind != MODEL]
-    return results, comparisons, "locations" if redraw.by_location else "windows"
+    return results, draws, redraw.by_location
 
 
 def _score(
@@ -150,31 +166,40 @@ def _compare(
 
 
 def count_windows(windows: Windows, classes: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """Return the number of windows by part and class name."""
+    """Return the number of windows by part and name of what they are, or hold."""
     table: dict[str, dict[str, int]] = {}
     for part in PARTS:
+        if windows.holds is not None:
+            held = windows.holds[windows.of(part)].sum(axis=0).tolist()
+            pairs = zip(windows.groups, held, strict=True)
+            table[part] = {name: count for name, count in pairs if count}
+            continue
         codes, counts = np.unique(windows.label[windows.of(part)], return_counts=True)
         names = [classes.get(str(code), f"class {code}") for code in codes.tolist()]
         table[part] = dict(zip(names, counts.tolist(), strict=True))
     return table
 
 
-def majority_accuracy(windows: Windows) -> float:
-    """Return the micro accuracy of always saying the training part's most frequent class."""
+def majority_accuracy(windows: Windows) -> float | None:
+    """Return the micro accuracy of always saying the training part's most frequent class.
+
+    None: the windows have sets of labels.
+    """
+    if windows.holds is not None:
+        return None
     codes, counts = np.unique(windows.label[windows.of("train")], return_counts=True)
     return float((windows.label[windows.of("test")] == codes[counts.argmax()]).mean())
 
 
 def markdown(report: Evaluation) -> str:
     """Write the report for a person."""
-    parts = ", ".join(f"{sum(report.windows[part].values())} {part}" for part in PARTS)
+    parts = ", ".join(f"{report.sizes[part]} {part}" for part in PARTS)
     classes = len(set().union(*report.windows.values()))
     lines = [
         f"# {report.model}, step {report.step}: {report.labels}",
         "",
         f"Frozen features of {report.product}, version {report.version}, windows of "
-        f"{report.window_px} px ({parts}), {classes} classes. "
-        f"Always saying the most frequent class scores {_percent(report.majority)} (micro).",
+        f"{report.window_px} px ({parts}), {_chance(report, classes)}",
         "",
     ]
     if report.transductive:
@@ -189,19 +214,41 @@ def markdown(report: Evaluation) -> str:
             "training part of this version.",
             "",
         ]
+    columns = ["macro accuracy %", "micro accuracy %"]
+    if report.majority is None:
+        columns = ["macro mAP %", "micro mAP %", "macro F1 %", "micro F1 %"]
+    columns[0] += f" ({CONFIDENCE:.0%} interval)"
+    lines += [f"| features | probe | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
     lines += [
-        f"| features | probe | macro accuracy % ({CONFIDENCE:.0%} interval) | micro accuracy % |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {TITLES.get(r.features, r.features)} | {r.probe} | {_score_text(r.macro)} "
-        f"| {_score_text(r.micro)} |"
+        f"| {TITLES.get(r.features, r.features)} | {r.probe} "
+        f"| {' | '.join(_score_text(score) for score in _scores(r))} |"
         for r in report.results
     ]
     lines += ["", *[_sentence(c) for c in report.comparisons], "", *_notes(report)]
     if report.few is not None:
         lines += ["", str(report.few).rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def _chance(report: Evaluation, classes: int) -> str:
+    """Say how many classes there are, and what needs no features."""
+    if report.majority is not None:
+        return (
+            f"{classes} classes. Always saying the most frequent class scores "
+            f"{_percent(report.majority)} (micro)."
+        )
+    held = report.windows["test"].values()
+    chance = float(np.mean(list(held))) / report.sizes["test"]
+    return (
+        f"each with a set of {classes} groups. Saying the same of all windows has a macro mAP of "
+        f"{_percent(chance)}."
+    )
+
+
+def _scores(result: Result | SetResult) -> tuple[Score, ...]:
+    if isinstance(result, Result):
+        return result.macro, result.micro
+    return result.macro_map, result.micro_map, result.macro_f1, result.micro_f1
 
 
 def _sentence(c: Comparison) -> str:

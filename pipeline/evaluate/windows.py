@@ -1,7 +1,12 @@
-"""What is classified: square windows of images, each with the majority class of its labels."""
+"""What is classified: square windows of images, each with the majority class of its labels.
+
+Or, of labels in groups (the 19 of BigEarthNet that CORINE's 44 classes make), with the set of
+groups that it holds.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +38,17 @@ class Windows:
     x_px: Numbers
     """Left edge."""
     label: Numbers
-    """Class code."""
+    """Class code; -1 where a window has a set of groups instead."""
     location: Numbers
     """Number of the location: windows of one location are alike and never stand in two parts."""
     part: NDArray[np.str_]
     """`train`, `val` or `test`, from the version's index."""
     edge_px: int
     """Edge of every window."""
+    groups: tuple[str, ...] = ()
+    """Names of the class groups; none: each window has one class."""
+    holds: Numbers | None = None
+    """Shape (window, group): 1 where a window holds a group, else 0."""
 
     def __len__(self) -> int:
         return len(self.patch)
@@ -58,7 +67,8 @@ class Windows:
 
     def at(self, numbers: Numbers) -> Windows:
         """Return the windows of these numbers, ascending."""
-        columns = ("patch", "y_px", "x_px", "label", "location", "part")
+        columns = ["patch", "y_px", "x_px", "label", "location", "part"]
+        columns += [] if self.holds is None else ["holds"]
         return replace(self, **{name: getattr(self, name)[numbers] for name in columns})
 
 
@@ -70,9 +80,11 @@ def cut_windows(
     min_label_fraction: float,
     ignore: int | None,
     static: bool,
+    groups: Mapping[str, Collection[int]] | None = None,
+    min_group_fraction: float = 0.0,
     threads: int = 2,
 ) -> Windows:
-    """Tile every labelled patch with windows and give each its majority class.
+    """Tile every labelled patch with windows and give each its majority class, or its groups.
 
     Parameters
     ----------
@@ -82,10 +94,15 @@ def cut_windows(
     window_px : int or None
         Edge in image pixels; None: the whole patch. What is left over at the edges is not used.
     min_label_fraction : float
-        Windows whose majority class covers less are left out.
+        Windows whose majority class covers less are left out; with `groups`, those of which less
+        is labelled.
     ignore : int or None
         Code that means unlabelled.
     static : bool
+    groups : mapping of str to collection of int, or None
+        Class groups, by the codes of each. Windows that hold none of them are left out.
+    min_group_fraction : float
+        Share of a window that a group must cover to be held; 0: one pixel is enough.
     threads : int
         Decoding threads.
 
@@ -98,30 +115,29 @@ def cut_windows(
     edge_px = size_px if window_px is None else window_px
     label_edge_px = _label_edge(edge_px, size_px, labels.shape[-1])
     image_rows, label_rows = _pairs(images.rows, labels.rows, static=static)
+    tiles = size_px // edge_px
     distinct, where = np.unique(label_rows, return_inverse=True)
-    majority = np.concatenate(
-        [
-            _majority(
-                *labels.read(distinct[start : start + CHUNK], threads=threads),
-                label_edge_px,
-                size_px // edge_px,
-                min_label_fraction,
-                ignore,
-            )
-            for start in range(0, len(distinct), CHUNK)
-        ]
-        or [np.empty((0, 0, 0), np.int64)]
-    )[where]
-    pair, row, column = np.nonzero(majority >= 0)
-    patch = image_rows[pair]
+    tables = [np.empty((0, tiles, tiles, *([] if groups is None else [len(groups)])), np.int64)]
+    for start in range(0, len(distinct), CHUNK):
+        bands, mask = labels.read(distinct[start : start + CHUNK], threads=threads)
+        tiled = _Tiled.cut(bands, mask, label_edge_px, tiles, ignore)
+        if groups is None:
+            tables.append(tiled.majority(min_label_fraction))
+        else:
+            tables.append(tiled.held(groups.values(), min_label_fraction, min_group_fraction))
+    table = np.concatenate(tables)[where]
+    pair, row, column = np.nonzero(table >= 0 if groups is None else (table > 0).any(axis=3))
+    found, patch = table[pair, row, column], image_rows[pair]
     return Windows(
         patch=patch,
         y_px=row * edge_px,
         x_px=column * edge_px,
-        label=majority[pair, row, column],
+        label=found if groups is None else np.full(len(found), -1),
         location=np.asarray(images.sample_row, dtype=np.int64)[patch],
         part=np.asarray(images.rows["split"].to_pylist(), dtype=str)[patch],
         edge_px=edge_px,
+        groups=() if groups is None else tuple(groups),
+        holds=None if groups is None else found,
     )
 
 
@@ -131,12 +147,19 @@ def check_parts(windows: Windows) -> None:
     Raises
     ------
     RecipeError
-        A part has no windows, or only one class.
+        A part has no windows, only one class, or only windows that hold the same groups.
     """
     for part in PARTS:
-        classes = np.unique(windows.label[windows.of(part)])
-        if len(classes) < 2:
-            found = f"only class {classes[0]}" if len(classes) else "no labelled windows"
+        numbers = windows.of(part)
+        if windows.holds is None:
+            found = "" if len(numbers) else "no labelled windows"
+            classes = np.unique(windows.label[numbers])
+            if len(classes) == 1:
+                found = f"only class {classes[0]}"
+        else:
+            some = np.ptp(windows.holds[numbers], axis=0).any() if len(numbers) else False
+            found = "" if some else "no two windows that hold other groups"
+        if found:
             raise RecipeError(
                 f"the part {part!r} of the split has {found}, so no probe can be judged; change "
                 "`split` (smaller `block_km`, other shares), lower `evaluate.min_label_fraction`, "
@@ -176,44 +199,75 @@ def _first_rows(rows: Any, keys: tuple[str, ...]) -> dict[tuple[str, ...], int]:
     return first
 
 
-def _majority(
-    bands: NDArray[Any],
-    mask: NDArray[np.uint8],
-    edge_px: int,
-    tiles: int,
-    least: float,
-    ignore: int | None,
-) -> Numbers:
-    """Return the majority class of each window of label patches, -1 where there is none.
+@dataclass(frozen=True)
+class _Tiled:
+    """Labels of patches, cut into windows: arrays of shape (patch, row, y, column, x)."""
 
-    Parameters
-    ----------
-    bands : array, shape (patch, 1, y, x)
-    mask : uint8 array, shape (patch, y, x)
-        0 where there are no labels.
-    edge_px : int
-        Edge of a window in label pixels.
-    tiles : int
-        Windows along each edge of a patch.
-    least : float
-        Least share of a window that its majority class must cover. Of equals the lowest code wins.
-    ignore : int or None
+    codes: NDArray[Any]
+    seen: NDArray[np.bool_]
+    """Whether a pixel is labelled."""
 
-    Returns
-    -------
-    int array, shape (patch, row, column)
-    """
-    span = edge_px * tiles
-    codes = bands[:, 0, :span, :span]
-    seen = (mask[:, :span, :span] != 0) & np.isfinite(codes)
-    if ignore is not None:
-        seen &= codes != ignore
-    best = np.zeros((len(codes), tiles, tiles), dtype=np.int64)
-    label = np.full_like(best, -1)
-    for code in np.unique(codes[seen]):
-        hits = (seen & (codes == code)).reshape(-1, tiles, edge_px, tiles, edge_px)
-        count = hits.sum(axis=(2, 4))
-        label[count > best] = int(code)
-        best = np.maximum(best, count)
-    label[best < least * edge_px**2] = -1
-    return label
+    @classmethod
+    def cut(
+        cls,
+        bands: NDArray[Any],
+        mask: NDArray[np.uint8],
+        edge_px: int,
+        tiles: int,
+        ignore: int | None,
+    ) -> _Tiled:
+        """Cut label patches into `tiles` windows along each edge.
+
+        Parameters
+        ----------
+        bands : array, shape (patch, 1, y, x)
+        mask : uint8 array, shape (patch, y, x)
+            0 where there are no labels.
+        edge_px : int
+            Edge of a window in label pixels.
+        tiles : int
+        ignore : int or None
+        """
+        span = edge_px * tiles
+        codes = bands[:, 0, :span, :span]
+        seen = (mask[:, :span, :span] != 0) & np.isfinite(codes)
+        if ignore is not None:
+            seen &= codes != ignore
+        shape = (-1, tiles, edge_px, tiles, edge_px)
+        return cls(codes.reshape(shape), seen.reshape(shape))
+
+    def majority(self, least: float) -> Numbers:
+        """Return the majority class of each window, shape (patch, row, column); -1: there is none.
+
+        Of equals the lowest code wins; it must cover a share of `least` of the window.
+        """
+        best = np.zeros_like(self._count(self.seen))
+        label = np.full_like(best, -1)
+        for code in np.unique(self.codes[self.seen]):
+            count = self._count(self.seen & (self.codes == code))
+            label[count > best] = int(code)
+            best = np.maximum(best, count)
+        label[best < least * self._pixels] = -1
+        return label
+
+    def held(
+        self, groups: Collection[Collection[int]], least: float, least_of_group: float
+    ) -> Numbers:
+        """Return which groups each window holds, 0 or 1, shape (patch, row, column, group).
+
+        Nothing is held by windows of which a smaller share than `least` is labelled.
+        """
+        counts = [self._count(self.seen & np.isin(self.codes, list(group))) for group in groups]
+        count = np.stack(counts, axis=-1)
+        held = (count > 0) & (count >= least_of_group * self._pixels)
+        held &= (self._count(self.seen) >= least * self._pixels)[..., None]
+        return held.astype(np.int64)
+
+    @property
+    def _pixels(self) -> int:
+        return int(np.prod(self.codes.shape[2::2]))
+
+    @staticmethod
+    def _count(hits: NDArray[np.bool_]) -> Numbers:
+        counted: Numbers = hits.sum(axis=(2, 4), dtype=np.int64)
+        return counted

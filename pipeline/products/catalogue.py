@@ -301,6 +301,9 @@ class Product(_Strict):
     """Labels only: code (as text) to class name."""
     colours: dict[str, str] = {}
     """Labels only: code (as text) to the colour of its maps, `#rrggbb`."""
+    groups: dict[str, tuple[int, ...]] = {}
+    """Labels only: name of a class group to the codes that make it, for sets of labels
+    (`evaluate.task = "multi-label"`). Codes may be in no group."""
     ignore_class: int | None = None
     """Labels only: the code that means unlabelled."""
     sources: tuple[str, ...] = Field(min_length=1)
@@ -324,6 +327,13 @@ class Product(_Strict):
             self._stands_alone(corrected.collection)
         if set(self.colours) - set(self.classes):
             raise ValueError("has `colours` of codes that are not in `classes`")
+        grouped = [code for codes in self.groups.values() for code in codes]
+        if strange := {str(code) for code in grouped} - set(self.classes):
+            raise ValueError(
+                f"has `groups` of {', '.join(sorted(strange))}, which `classes` does not name"
+            )
+        if self.ignore_class in grouped or len(set(grouped)) < len(grouped):
+            raise ValueError("has `groups` with a code twice, or with the one for unlabelled")
         for name, facts in self.providers.items():
             if strange := {str(code) for code in facts.codes.values()} - set(self.classes):
                 raise ValueError(
@@ -388,6 +398,15 @@ class Product(_Strict):
         names = [band.name for band in self.bands]
         known = ", ".join(names) if len(names) <= 20 else f"{names[0]}, {names[1]} ... {names[-1]}"
         raise RecipeError(f"product {self.id} has no band {name!r}; it has: {known}.")
+
+    @property
+    def class_groups(self) -> dict[str, tuple[int, ...]]:
+        """Return what sets of labels are made of: the groups or, without them, the classes."""
+        alone: dict[str, tuple[int, ...]] = {}
+        for code, name in self.classes.items():
+            if int(code) != self.ignore_class:
+                alone[name] = (*alone.get(name, ()), int(code))
+        return self.groups or alone
 
     @property
     def fill(self) -> float:

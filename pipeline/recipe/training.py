@@ -294,8 +294,15 @@ class Evaluate(Strict):
     was trained on has its own standardisation; to a backbone of any sensor it may be new."""
     window_px: int | None = Field(default=None, ge=1)
     """Edge of the classified windows in pixels of the image product; None: the whole patch."""
+    task: Literal["classes", "multi-label"] = "classes"
+    """What is said of a window: its majority class, or the set of class groups that it holds (the
+    label product's `groups`; without them, its classes)."""
     min_label_fraction: float = Field(default=0.5, ge=0, le=1)
-    """Least share of a window that its majority label must cover."""
+    """Least share of a window that its majority label must cover; `multi-label`: that must be
+    labelled."""
+    min_group_fraction: float = Field(default=0.0, ge=0, le=1)
+    """`multi-label`: share of a window that a group must cover to be held; 0: one pixel is enough,
+    as for BigEarthNet and SpectralEarth."""
     knn: int = Field(default=5, ge=1)
     """Neighbours of the kNN probe (cosine, torchgeo-bench uses 5)."""
     few_labels: int | None = Field(default=None, ge=1)
@@ -304,3 +311,12 @@ class Evaluate(Strict):
     fine_tune_steps: int = Field(default=0, ge=0)
     """Steps in which the encoder, and the untrained one, are fine-tuned on them; 0: not."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _of_one_class(self) -> Evaluate:
+        if self.task == "multi-label" and (self.few_labels or self.fine_tune_steps):
+            raise ValueError(
+                "`few_labels` and `fine_tune_steps` are of windows with one class each; leave them "
+                'out of `task = "multi-label"`'
+            )
+        return self

@@ -18,7 +18,7 @@ from pipeline.evaluate.features import (
 )
 from pipeline.evaluate.report import Evaluation, count_windows, judge, majority_accuracy, markdown
 from pipeline.evaluate.scores import MODEL
-from pipeline.evaluate.windows import Windows, check_parts
+from pipeline.evaluate.windows import PARTS, Windows, check_parts
 from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint
 from pipeline.pretrain.train import choose_device
@@ -100,6 +100,7 @@ def run_evaluate(
         labels=settings.labels,
         transductive=described.settings.transductive,
         window_px=windows.edge_px,
+        sizes={part: len(windows.of(part)) for part in PARTS},
         windows=count_windows(windows, loaded.products[settings.labels].classes),
         majority=majority_accuracy(windows),
         resampled=resampled,

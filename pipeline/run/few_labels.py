@@ -46,6 +46,8 @@ def classify_with_few(
 ) -> FewLabels | None:
     """Return what few labels are enough for; None where the recipe does not ask.
 
+    Nor is there such a section on windows with sets of labels.
+
     Parameters
     ----------
     store : ObjectStore
@@ -63,7 +65,7 @@ def classify_with_few(
         The trained encoder as `MODEL`, and those that are fine-tuned beside it.
     """
     semi = model.settings.method == "paws"
-    if settings.few_labels is None and not semi:
+    if windows.holds is not None or (settings.few_labels is None and not semi):
         return None
     per_class, seed = settings.few_labels, settings.seed
     if per_class is None:

@@ -7,7 +7,6 @@ checked on is of the validation part. The test part is left to `terrashard evalu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -88,7 +87,9 @@ def labelled_windows(loaded: LoadedRecipe, dataset: Dataset, reader: PatchReader
             f"`evaluate.labels`), but the label products of recipe {loaded.name} are: "
             f"{', '.join(known) or 'none'}."
         )
-    how = (asked or Evaluate(labels=name)).model_copy(update={"labels": name})
+    # Pretraining looks at majority classes, whatever the evaluation is asked for.
+    one = {"labels": name, "task": "classes"}
+    how = (asked or Evaluate(labels=name)).model_copy(update=one)
     return windows_of(loaded, dataset, reader, how)
 
 
@@ -98,8 +99,19 @@ def windows_of(
     """Cut the patches of a reader into windows with the labels of `how.labels`.
 
     Maps of a year belong to the slots that they were planned for, as dated labels do.
+
+    Raises
+    ------
+    RecipeError
+        The windows do not fit the patches, or the labels have no classes to make sets of.
     """
     product = loaded.products[how.labels]
+    groups = product.class_groups if how.task == "multi-label" else None
+    if groups is not None and not groups:
+        raise RecipeError(
+            f'`evaluate.task` is "multi-label", but label product {how.labels} names no classes; '
+            "give its file `classes` or `groups`."
+        )
     return cut_windows(
         reader,
         dataset.patches(how.labels),
@@ -107,6 +119,8 @@ def windows_of(
         min_label_fraction=how.min_label_fraction,
         ignore=product.ignore_class,
         static=product.temporal == "static",
+        groups=groups,
+        min_group_fraction=how.min_group_fraction,
     )
 
 
@@ -164,9 +178,7 @@ def check_of(
         raise RecipeError(
             "`pretrain.knn_every` needs labelled windows in the training and validation parts."
         )
-    kept = np.sort(np.concatenate(parts))
-    columns = ("patch", "y_px", "x_px", "label", "location", "part")
-    some = replace(windows, **{name: getattr(windows, name)[kept] for name in columns})
+    some = windows.at(np.sort(np.concatenate(parts)))
 
     def check(run: Run) -> float:
         encoder = run.method.encoder

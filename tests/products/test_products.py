@@ -374,3 +374,58 @@ def test_a_shared_collection_is_told_apart_by_platform() -> None:
     own = normalise(item, load_product("landsat-oli-sr"), "planetary-computer", None)
     assert isinstance(own, Scene)
     assert own.scene == "landsat-oli-sr/LC08_202_20220327/033"
+
+
+#: BigEarthNet's 19 groups by CORINE's three figures (arXiv 2105.07921).
+BIGEARTHNET = {
+    "Urban fabric": "111 112",
+    "Industrial or commercial units": "121",
+    "Arable land": "211 212 213",
+    "Permanent crops": "221 222 223 241",
+    "Pastures": "231",
+    "Complex cultivation patterns": "242",
+    "Land principally occupied by agriculture, with significant areas of natural vegetation": "243",
+    "Agro-forestry areas": "244",
+    "Broad-leaved forest": "311",
+    "Coniferous forest": "312",
+    "Mixed forest": "313",
+    "Natural grassland and sparsely vegetated areas": "321 333",
+    "Moors, heathland and sclerophyllous vegetation": "322 323",
+    "Transitional woodland, shrub": "324",
+    "Beaches, dunes, sands": "331",
+    "Inland wetlands": "411 412",
+    "Coastal wetlands": "421 422",
+    "Inland waters": "511 512",
+    "Marine waters": "521 522 523",
+}
+
+
+def test_corine_makes_the_groups_of_bigearthnet():
+    corine = load_product("corine")
+    found = {
+        group: " ".join(corine.classes[str(code)][:3] for code in codes)
+        for group, codes in corine.class_groups.items()
+    }
+    assert found == BIGEARTHNET
+
+
+def test_without_groups_every_class_is_one_but_the_unlabelled():
+    nlcd = load_product("nlcd")
+    assert set(nlcd.class_groups) == set(nlcd.classes.values()) - {
+        nlcd.classes[str(nlcd.ignore_class)]
+    }
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [("a = [1, 9]", "groups.*9.*does not name"), ("a = [1]\nb = [1]", "a code twice")],
+)
+def test_groups_are_of_known_codes_each_once(tmp_path, groups, message):
+    text = (
+        'id = "mine"\ntitle = "mine"\nkind = "labels"\nlattice = "s2r10"\n'
+        'stored_dtype = "uint8"\nbands = [{ name = "c", pixel_m = 10 }]\nsources = ["a test"]\n'
+        f'[classes]\n1 = "one"\n[groups]\n{groups}\n'
+    )
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        load_product("mine.toml", beside=tmp_path)
