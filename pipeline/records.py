@@ -104,6 +104,9 @@ class Scene:
     facts: str = "{}"
     """What else the catalogue states, as a JSON object by the product file's words (`facts`):
     `{"orbit_direction":"descending","relative_orbit":125}`. Text is in lower case."""
+    band_indexes: list[int] = field(default_factory=list)
+    """For each band of the product, in its order, the 1-based position in its file, 0 if the file
+    does not have it. Empty: the positions of the product file hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

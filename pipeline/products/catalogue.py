@@ -199,6 +199,34 @@ class DarkObject(_Strict):
         return self
 
 
+class FileBand(_Strict):
+    """One band of a file, as a table of its processor's has it."""
+
+    index: int = Field(ge=1)
+    """1-based position in the file."""
+    wavelength_nm: float = Field(gt=0)
+    """Centre wavelength in nanometres."""
+    fwhm_nm: float = Field(gt=0)
+    """Full width at half maximum in nanometres."""
+
+
+class BandTable(_Strict):
+    """Which bands a file holds in which order, by the processor that wrote it.
+
+    It is for scenes that do not state their own table. Nothing is known of a processor that no
+    entry covers: its scenes are not used unless they state theirs.
+    """
+
+    from_baseline: str
+    """First processing baseline that has it (compared as numbers, part by part)."""
+    to_baseline: str | None = None
+    """Last one that is known to have it; None: all later ones."""
+    bands: tuple[FileBand, ...] = ()
+    """Empty: files have the product's `bands` at the `index` given there."""
+    bands_csv: str | None = None
+    """CSV beside the file with the columns of `FileBand`, in place of `bands`."""
+
+
 class Calibration(_Strict):
     """How delivered numbers become physical ones, where every scene has coefficients of its own."""
 
@@ -284,6 +312,9 @@ class Product(_Strict):
     bands: tuple[Band, ...] = ()
     bands_csv: str | None = None
     """CSV beside the file with the columns of `Band`, for imaging spectrometers."""
+    band_tables: tuple[BandTable, ...] = ()
+    """Tables of other processors, in ascending order, for files whose bands are not always the same
+    or not always in the same order. Empty: they are."""
     mask_layers: tuple[MaskLayer, ...] = ()
     mask_rules: tuple[MaskRule, ...] = ()
     mask_default: LegendName = "valid"
@@ -480,12 +511,10 @@ def _parse(text: str, *, name: str, folder: Path) -> Product:
         values: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{name} is not valid TOML: {error}.") from error
-    if "bands_csv" in values:
-        with (folder / values["bands_csv"]).open(newline="") as rows:
-            values["bands"] = [
-                {key: value for key, value in row.items() if value != ""}
-                for row in csv.DictReader(line for line in rows if not line.startswith("#"))
-            ]
+    tables = values.get("band_tables", [])
+    for table in (values, *tables) if isinstance(tables, list) else (values,):
+        if isinstance(table, dict) and "bands_csv" in table:
+            table["bands"] = _rows(folder / table["bands_csv"])
     try:
         product = Product.model_validate(_liken(values))
     except ValidationError as error:
@@ -493,6 +522,13 @@ def _parse(text: str, *, name: str, folder: Path) -> Product:
     if product.lattice is not None:
         lattice(product.lattice)
     return product
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV without its comments; empty fields are left out."""
+    with path.open(newline="") as lines:
+        rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+        return [{key: value for key, value in row.items() if value != ""} for row in rows]
 
 
 def _liken(values: dict[str, Any]) -> dict[str, Any]:

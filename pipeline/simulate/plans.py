@@ -94,6 +94,7 @@ def scenes_of(loaded: LoadedRecipe, times: Times) -> list[Scene]:
             y_max_m=9_000_000.0,
             geometry=square_wkb(ZONE, *_CORNER_M, 1000.0),
             assets=[],
+            band_indexes=[],
         )
         for product in loaded.products
         for _, when in times

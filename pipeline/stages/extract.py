@@ -238,6 +238,14 @@ def files_of(name: str, scene: Scene, product: Product) -> tuple[BandAsset, ...]
     return tuple(entry for entry in entries if entry.asset in present)
 
 
+def indexes_of(scene: Scene, product: Product) -> dict[str, int]:
+    """Return at which position, from 1, a scene's file has each band; without those it lacks."""
+    if not scene.band_indexes:
+        return {band.name: band.index for band in product.bands}
+    found = zip(product.bands, scene.band_indexes, strict=True)
+    return {band.name: index for band, index in found if index}
+
+
 def address(scene: Scene, asset: str) -> str:
     """Return where an asset is read; those of one address are read together.
 

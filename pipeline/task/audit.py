@@ -11,7 +11,7 @@ from pipeline.products.catalogue import Band, Product
 from pipeline.raster.dark import contradiction, dark_object, has_offset
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import OffsetAudit, Rejected, Scene
-from pipeline.stages.extract import Failure, choose_file, files_of
+from pipeline.stages.extract import Failure, choose_file, files_of, indexes_of
 from pipeline.task.read import Pixels, Reader, Request
 
 #: Edge of the thinned-out scene that is looked at: a few hundred kilobytes of one file.
@@ -104,6 +104,7 @@ def _request(scene: Scene, product: Product, band: Band) -> Request | None:
     file = choose_file(
         files_of(band.name, scene, product), native_m=band.pixel_m, stored_m=1e9, finer=True
     )
-    if file is None:
+    index = indexes_of(scene, product).get(band.name)
+    if file is None or index is None:
         return None
-    return Request(scene, (file.asset,), file.pixel_m or band.pixel_m, (band.index,), (), fill=0)
+    return Request(scene, (file.asset,), file.pixel_m or band.pixel_m, (index,), (), fill=0)

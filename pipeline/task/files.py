@@ -10,7 +10,7 @@ from pipeline.errors import RecipeError
 from pipeline.raster.lattice import Window
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Scene
-from pipeline.stages.extract import address, choose_file, files_of
+from pipeline.stages.extract import address, choose_file, files_of, indexes_of
 from pipeline.task.cut import Cut, Placement, cut
 from pipeline.task.read import Request, Warp
 
@@ -55,10 +55,11 @@ def image_files(scene: Scene, loaded: LoadedRecipe, bands: Sequence[str]) -> lis
     product, wish = loaded.products[scene.product], loaded.wishes[scene.product]
     pixel_m, stored = loaded.pixel_m(product.id), loaded.bands(product.id)
     free = wish.resampling is not None or product.warp is not None
+    indexes = indexes_of(scene, product)
     found: dict[tuple[str, float], list[tuple[str, int, str]]] = defaultdict(list)
     for name in bands:
         band = product.band(name)
-        there = files_of(name, scene, product)
+        there = files_of(name, scene, product) if name in indexes else ()
         native_m = band.pixel_m if product.warp is None else pixel_m
         finer = free or name not in stored
         file = choose_file(there, native_m=native_m, stored_m=pixel_m, finer=finer)
@@ -70,30 +71,31 @@ def image_files(scene: Scene, loaded: LoadedRecipe, bands: Sequence[str]) -> lis
             )
         # Of a file that is not there the reader says `gone`, by the band's name.
         asset, file_m = (name, pixel_m) if file is None else (file.asset, file.pixel_m)
-        found[address(scene, asset), file_m or native_m].append((asset, band.index, name))
+        found[address(scene, asset), file_m or native_m].append((asset, indexes.get(name, 0), name))
     files = []
     for (_, file_m), entries in found.items():
-        assets, indexes, names = zip(*entries, strict=True)
+        assets, places, names = zip(*entries, strict=True)
         inset_m = max(product.band(name).inset_m for name in names)
-        files.append(BandFile(assets, file_m, indexes, names, marks=False, inset_m=inset_m))
+        files.append(BandFile(assets, file_m, places, names, marks=False, inset_m=inset_m))
     return sorted(files, key=lambda file: (file.assets[0], file.file_m))
 
 
 def mark_files(scene: Scene, loaded: LoadedRecipe) -> list[BandFile]:
     """Return which files hold the per-band quality layer of a scene's stored bands, sorted."""
     product = loaded.products[scene.product]
-    pixel_m, names = loaded.pixel_m(product.id), loaded.bands(product.id)
+    pixel_m, indexes = loaded.pixel_m(product.id), indexes_of(scene, product)
+    names = [name for name in loaded.bands(product.id) if name in indexes]
     found: dict[tuple[str, float], list[tuple[str, int, str]]] = defaultdict(list)
     for layer in product.mask_layers:
         there = files_of(layer.name, scene, product) if layer.per_band else ()
         file = choose_file(there, native_m=layer.pixel_m, stored_m=pixel_m, finer=True)
         if file is not None:
             where = address(scene, file.asset), file.pixel_m or layer.pixel_m
-            found[where] += [(file.asset, product.band(name).index, name) for name in names]
+            found[where] += [(file.asset, indexes[name], name) for name in names]
     files = []
     for (_, file_m), entries in found.items():
-        assets, indexes, bands = zip(*entries, strict=True)
-        files.append(BandFile(assets, file_m, indexes, bands, marks=True, inset_m=0.0))
+        assets, places, bands = zip(*entries, strict=True)
+        files.append(BandFile(assets, file_m, places, bands, marks=True, inset_m=0.0))
     return sorted(files, key=lambda file: (file.assets[0], file.file_m))
 
 

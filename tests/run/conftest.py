@@ -148,6 +148,7 @@ class Rig:
                 Asset(name=a, href=str(folder / f"{a}.tif"), size_bytes=None, checksum=None)
                 for a in layers
             ],
+            band_indexes=[],
         )
         return name
 

@@ -116,6 +116,7 @@ def scene(
             Asset(name=name, href=f"http://x/{take}/{name}", size_bytes=size, checksum=None)
             for name in "FCQ"
         ],
+        band_indexes=[],
     )
 
 

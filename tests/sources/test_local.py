@@ -155,10 +155,29 @@ def test_other_levels_are_named_and_not_taken(
     assert word in row.detail
 
 
-def test_another_band_table_is_not_taken_for_ours(tmp_path: Path) -> None:
-    assert reason(write_enmap(tmp_path / "s", metadata=enmap_metadata(bands=218)), ENMAP) == (
-        "other-bands"
+def test_a_folder_without_all_bands_serves_those_that_it_has(tmp_path: Path) -> None:
+    write_enmap(tmp_path / "s", metadata=enmap_metadata(bands=218))
+    (item,) = local_items(tmp_path, ENMAP)
+    row = normalise(item, ENMAP, "local", None, bands=("B001", "B219"))
+    assert isinstance(row, Unusable)
+    assert row.reason == "other-bands"
+    some = normalise(item, ENMAP, "local", None, bands=("B001", "B218"))
+    assert isinstance(some, Scene)
+    assert some.band_indexes == [*range(1, 219), *[0] * 6]
+
+
+@needs_data
+def test_a_folder_s_own_table_comes_before_its_version(tmp_path: Path) -> None:
+    """Its name says 01.04.02; the table in its METADATA.XML is that of an older processor."""
+    table = (DATA / "enmap" / "metadata" / "enmap_wavelength.xml").read_text()
+    rows = table[table.index("<bandID") : table.rindex("</bandCharacterisation>")]
+    metadata = enmap_metadata(bands=0).replace(
+        "<bandCharacterisation>", f"<bandCharacterisation>{rows}"
     )
+    scene = only(write_enmap(tmp_path / "s", metadata=metadata), ENMAP)
+    assert scene.band_indexes[:142] == [
+        *range(1, 82), 83, 82, *range(84, 100), 101, 100, *range(102, 136), 0, *range(136, 142),
+    ]  # fmt: skip
 
 
 def test_a_broken_folder_is_listed_and_stops_no_other(tmp_path: Path) -> None:
@@ -209,6 +228,12 @@ def test_real_enmap_patches_touch_and_share_a_datatake() -> None:
     assert (left.epsg, left.x_min_m, left.y_max_m) == (32618, 688005, 4561935)
     assert left.x_max_m == right.x_min_m == 691845
     assert len(left.assets) == 9
+    # Without METADATA.XML the table of its processor (01.01.10) holds.
+    assert left.band_indexes == right.band_indexes
+    places = dict(zip((band.name for band in ENMAP.bands), left.band_indexes, strict=True))
+    assert [places[name] for name in ("B082", "B083", "B142", "B160", "B168")] == [
+        83, 82, 141, 159, 168,
+    ]  # fmt: skip
     shapes = [shapely.from_wkb(row.geometry) for row in (left, right)]
     assert shapely.union_all(shapes).buffer(1e-9).geom_type == "Polygon"
 
@@ -220,7 +245,8 @@ def test_the_real_pre_launch_metadata_are_read_and_refused_for_their_218_bands(
     (real,) = (DATA / "enmap" / "metadata").glob("*-METADATA.XML")
     stem = real.name.removesuffix("-METADATA.XML")
     shutil.copy(real, tmp_path / real.name)
-    write_tiff(tmp_path / f"{stem}-SPECTRAL_IMAGE.TIF", epsg=32632)
+    west_north = Affine(30, 0, 642825, 0, -30, 5273595)  # 10.9 E 47.6 N, inside the footprint
+    write_tiff(tmp_path / f"{stem}-SPECTRAL_IMAGE.TIF", epsg=32632, at=west_north)
     (item,) = local_items(tmp_path, ENMAP)
     assert len(item["assets"]["image"]["eo:bands"]) == 218
     assert item["properties"]["start_datetime"] == "2017-06-26T10:20:20.999936Z"
@@ -228,6 +254,10 @@ def test_the_real_pre_launch_metadata_are_read_and_refused_for_their_218_bands(
     assert item["properties"]["version"] == "00.02.04"
     stated = [item["properties"][word] for word in ENMAP.providers["local"].facts.values()]
     assert stated == ["1", "0", "0"], "quality, haze and cirrus"
+    wanted = [band.name for band in ENMAP.bands if band.default]
+    row = normalise(item, ENMAP, "local", None, bands=wanted)
+    assert isinstance(row, Unusable)
+    assert row.reason == "other-bands"
 
 
 # --- Sentinel-2 ----------------------------------------------------------------------------------

@@ -520,6 +520,7 @@ def scene(
         y_max_m=north,
         geometry=shapely.to_wkb(footprint),
         assets=[],
+        band_indexes=[],
     )
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 import random
 import re
+import xml.etree.ElementTree as ET
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -37,6 +38,7 @@ SENTINEL = load_product("sentinel-2-l2a")
 
 
 BAND_TABLE = [{"center_wavelength": band.wavelength_nm} for band in ENMAP.bands]
+WANTED = tuple(band.name for band in ENMAP.bands if band.default)
 
 
 def enmap_item(**properties: Any) -> dict[str, Any]:
@@ -190,7 +192,11 @@ def test_a_grid_that_is_nowhere_near_the_footprint_has_no_crs() -> None:
         (("assets", "image", "proj:shape"), [10**9, 10**9], "bad-grid"),
         (("assets", "image", "proj:shape"), None, "no-crs"),
         (("assets", "image", "eo:bands"), [{"center_wavelength": 500}] * 218, "other-bands"),
-        (("assets", "image", "eo:bands", 135), {"center_wavelength": 1461.46}, "other-bands"),
+        (("assets", "image", "eo:bands", 99), {"center_wavelength": 1461.46}, "other-bands"),
+        (("assets", "image", "eo:bands", 99), {"center_wavelength": "far"}, "bad-value"),
+        (("assets", "image", "eo:bands", 99), {"center_wavelength": True}, "bad-value"),
+        (("assets", "image", "eo:bands"), [{"center_wavelength": 500}] * 5000, "other-bands"),
+        (("assets", "image", "eo:bands"), [{"name": "b"}] * 218, "other-bands"),
     ],
 )
 def test_what_cannot_be_used_says_why(place: tuple[Any, ...], value: Any, reason: str) -> None:
@@ -199,7 +205,7 @@ def test_what_cannot_be_used_says_why(place: tuple[Any, ...], value: Any, reason
     for step in place[:-1]:
         target = target[step]
     target[place[-1]] = value
-    row = normalise(item, ENMAP, "dlr", None)
+    row = normalise(item, ENMAP, "dlr", None, bands=WANTED)
     assert isinstance(row, Unusable)
     assert row.reason == reason
     assert len(row.detail) <= 200
@@ -229,6 +235,115 @@ def test_missing_quality_layers_are_left_to_the_recipe_and_missing_bands_are_not
     del item["assets"]["B08"]
     assert len(scene_of(item, "planetary-computer", bands=("B02", "B03")).assets) == 11
     assert reason_of(item, "planetary-computer", bands=("B02", "B08")) == "no-assets"
+
+
+# --- which of a file's bands is which -------------------------------------------------------------
+
+
+def older_table() -> list[dict[str, float]]:
+    """The real table of an older processor: another choice of channels, two pairs swapped."""
+    root = ET.parse(DATA / "enmap" / "metadata" / "enmap_wavelength.xml").getroot()
+    return [
+        {
+            "center_wavelength": float(row.findtext("wavelengthCenterOfBand", "")),
+            "full_width_half_max": float(row.findtext("FWHMOfBand", "")),
+        }
+        for row in root.iter("bandID")
+    ]
+
+
+def with_table(table: list[dict[str, float]] | None, **properties: Any) -> dict[str, Any]:
+    item = enmap_item(**properties)
+    del item["assets"]["image"]["eo:bands"]
+    if table is not None:
+        item["assets"]["image"]["eo:bands"] = table
+    return item
+
+
+@needs_data
+def test_bands_of_an_older_processor_are_found_by_wavelength_and_width() -> None:
+    table = older_table()
+    scene = scene_of(with_table(table), bands=WANTED)
+    found = dict(zip(ENMAP.bands, scene.band_indexes, strict=True))
+    for band, index in found.items():
+        if not index:
+            assert band.name in ("B136", "B165", "B166")  # 1449, 1770 and 1780 nm: not in its files
+            continue
+        row = table[index - 1]
+        assert band.wavelength_nm == pytest.approx(row["center_wavelength"], abs=0.4), band.name
+        assert band.fwhm_nm == row["full_width_half_max"], band.name  # the same channel
+    taken = [index for index in scene.band_indexes if index]
+    assert len(set(taken)) == len(taken) == 221
+    assert found[ENMAP.band("B142")] == 141
+    # VNIR and SWIR channels that lie 0.2 nm apart changed places
+    swapped = [found[ENMAP.band(name)] for name in ("B082", "B083", "B100", "B101")]
+    assert swapped == [83, 82, 101, 100]
+
+
+@needs_data
+def test_only_a_wanted_band_without_a_counterpart_refuses_a_scene() -> None:
+    item = with_table(older_table())
+    assert reason_of(item, bands=("B001", "B136")) == "other-bands"
+    assert scene_of(item, bands=("B001", "B137")).band_indexes[136] == 136
+    assert scene_of(item).band_indexes[135] == 0
+
+
+@needs_data
+@pytest.mark.parametrize("version", ["01.01.02", "01.01.10", "01.03.02"])
+def test_without_a_table_of_its_own_a_file_has_that_of_its_processor(version: str) -> None:
+    by_version = scene_of(with_table(None, version=version), bands=WANTED)
+    assert by_version.band_indexes == scene_of(with_table(older_table())).band_indexes
+
+
+@pytest.mark.parametrize("version", ["01.04.02", "01.05.02", "02.00.00"])
+def test_what_is_in_the_product_s_order_needs_no_indexes(version: str) -> None:
+    assert scene_of(with_table(None, version=version), bands=WANTED).band_indexes == []
+    assert scene_of(enmap_item(version=version), bands=WANTED).band_indexes == []
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [("00.02.04", "other-bands"), ("01.04.01", "other-bands"), ("", "no-baseline")],
+)
+def test_a_processor_of_which_no_table_is_known_must_state_one(version: str, reason: str) -> None:
+    assert reason_of(with_table(None, version=version), bands=WANTED) == reason
+    assert scene_of(enmap_item(version=version), bands=WANTED).band_indexes == []
+
+
+def test_tables_in_another_order_and_of_more_bands_are_followed() -> None:
+    rows = [
+        {"center_wavelength": band.wavelength_nm, "full_width_half_max": band.fwhm_nm}
+        for band in ENMAP.bands
+    ]
+    shuffled = list(range(224))
+    random.Random(5).shuffle(shuffled)
+    more = [{"center_wavelength": 300.0}, *(rows[k] for k in shuffled), {"name": "mask"}]
+    scene = scene_of(with_table(more), bands=WANTED)  # type: ignore[arg-type]
+    assert [more[index - 1] for index in scene.band_indexes] == rows
+
+
+@pytest.mark.parametrize(("off_widths", "usable"), [(0.19, True), (0.21, False), (-0.21, False)])
+def test_a_band_is_not_looked_for_further_away_than_a_fifth_of_its_width(
+    off_widths: float, usable: bool
+) -> None:
+    item = enmap_item()
+    row, band = item["assets"]["image"]["eo:bands"][199], ENMAP.bands[199]
+    row["center_wavelength"] += off_widths * (band.fwhm_nm or 0)
+    found = normalise(item, ENMAP, "dlr", None, bands=WANTED)
+    assert isinstance(found, Scene) == usable
+
+
+def test_of_two_bands_with_one_row_near_both_the_nearer_has_it() -> None:
+    """Two detectors see 911.6 and 912.0 nm; a file with one of them does not hold both."""
+    item = enmap_item()
+    del item["assets"]["image"]["eo:bands"][81]
+    assert reason_of(item, bands=WANTED) == "other-bands"
+    indexes = scene_of(item, bands=tuple(n for n in WANTED if n != "B082")).band_indexes
+    assert indexes[80:84] == [81, 0, 82, 83]
+
+
+def test_products_with_files_of_one_band_have_no_indexes() -> None:
+    assert scene_of(sentinel_item(), "planetary-computer").band_indexes == []
 
 
 def test_micrometres_are_understood() -> None:

@@ -73,6 +73,7 @@ def scene_row() -> Callable[..., Scene]:
             assets=[
                 Asset(name=name, href=f"/{name}", size_bytes=None, checksum=None) for name in assets
             ],
+            band_indexes=[],
         )
 
     return make

@@ -137,6 +137,7 @@ def _table(collection: Collection, examples: dict[int, Scene], items: Items) -> 
             ),
         ),
     }
+    columns["band_indexes"] = pa.array([like.band_indexes] * count, pa.list_(pa.int64()))
     columns |= {
         f"{side}_m": bounds[which, k] for k, side in enumerate(("x_min", "y_min", "x_max", "y_max"))
     }

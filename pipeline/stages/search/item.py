@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 from pyproj import Transformer
 
 from pipeline.products.catalogue import Band, ProviderFacts, fact_value
@@ -32,6 +33,14 @@ _YEAR = re.compile(r"[0-9]{4}")
 _MALFORMED = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 #: What a property was called before: the older Copernicus catalogue writes `cloudCover`.
 _FORMER = {"eo:cloud_cover": "cloudCover"}
+#: How far the centre of a band may lie from where it is looked for, in full widths at half maximum.
+#: EnMAP's tables (`enmap-l2a.csv`, `enmap-l2a-older.csv`) put one channel at centres that differ by
+#: up to 0.033 widths, and neighbours of one detector at least 0.79 apart: 0.2 is far from both.
+CENTRE_TOLERANCE = 0.2
+#: Less than any table can tell apart.
+_TIE_NM = 1e-6
+#: Rows of a band table; imaging spectrometers have some hundreds of bands.
+_MOST_BANDS = 4096
 #: Longitudes are right up to so many degrees.
 _TURNS = (-360, 0, 360)
 
@@ -56,6 +65,18 @@ class Grid:
     y_max_m: float
     pixel_m: float | None
     """None where only the outer bounds are stated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Which bands a file holds: arrays of shape (row,)."""
+
+    indexes: NDArray[np.integer[Any]]
+    """1-based positions in the file."""
+    centres_nm: NDArray[np.float64]
+    """NaN where none is stated."""
+    widths_nm: NDArray[np.float64]
+    """Full widths at half maximum; NaN where none is stated."""
 
 
 class Facts:
@@ -307,32 +328,70 @@ def utm_of(shape: shapely.Geometry, pixels: Grid) -> int:
     return fits[0]
 
 
-def check_wavelengths(entry: Mapping[str, Any], bands: tuple[Band, ...]) -> None:
-    """Refuse a file whose own band table is not the product's.
+def stated_table(entry: Mapping[str, Any]) -> Table | None:
+    """Return the band table that an asset states; None if it states none, or no wavelengths.
 
-    Imaging spectrometers change theirs with the processor: a band of another wavelength under the
-    same number would pass unseen. Tables are compared where both sides state centres; one band may
-    be off by half its width. Centres below 100 are micrometres, as STAC has it (DLR writes nm).
-    STAC 1.1 says `bands` and `eo:center_wavelength` for the `eo:bands` and `center_wavelength` of
-    1.0.
+    Centres below 100 are micrometres, as STAC has it (DLR writes nm). STAC 1.1 says `bands` and
+    `eo:center_wavelength` for the `eo:bands` and `center_wavelength` of 1.0.
     """
     table = entry.get("eo:bands", entry.get("bands"))
-    if not isinstance(table, list) or not bands:
-        return
-    if len(table) != max(band.index for band in bands):
-        raise Unfit("other-bands", f"the file has {len(table)} bands, the product {len(bands)}")
-    for band in bands:
-        row = table[band.index - 1]
-        if not isinstance(row, Mapping):
-            continue
-        centre = row.get("center_wavelength", row.get("eo:center_wavelength"))
-        if centre is None or band.wavelength_nm is None or band.fwhm_nm is None:
-            continue
-        centre_nm = as_number(centre, "center_wavelength")
-        centre_nm *= 1000 if centre_nm < 100 else 1
-        if abs(centre_nm - band.wavelength_nm) > band.fwhm_nm / 2:
-            raise Unfit(
-                "other-bands",
-                f"band {band.index} is at {centre_nm:g} nm, in the product at "
-                f"{band.wavelength_nm:g} nm",
-            )
+    if not isinstance(table, list):
+        return None
+    if len(table) > _MOST_BANDS:
+        raise Unfit("other-bands", f"the file has {len(table)} bands")
+    rows = [row if isinstance(row, Mapping) else {} for row in table]
+    centres = (row.get("center_wavelength", row.get("eo:center_wavelength")) for row in rows)
+    widths = (row.get("full_width_half_max", row.get("eo:full_width_half_max")) for row in rows)
+    return _table(tuple(map(_number_or_text, centres)), tuple(map(_number_or_text, widths)))
+
+
+def _number_or_text(value: object) -> float | str | None:
+    """Return what can be a number as it is, else say that it is none."""
+    if value is None or type(value) in (float, int, str):
+        return value  # type: ignore[return-value]
+    return as_number(value, "a band's wavelength or width")
+
+
+@lru_cache(maxsize=16)
+def _table(
+    centres: tuple[float | str | None, ...], widths: tuple[float | str | None, ...]
+) -> Table | None:
+    """Read a band table once: all files of a processor have the same."""
+    if all(value is None for value in centres):
+        return None
+    found = np.array(
+        [
+            [np.nan if value is None else as_number(value, word) for value in values]
+            for values, word in ((centres, "center_wavelength"), (widths, "full_width_half_max"))
+        ]
+    )
+    found *= np.where(found[0] < 100, 1000, 1)
+    return Table(np.arange(1, len(centres) + 1), found[0], found[1])
+
+
+def file_indexes(bands: Sequence[Band], table: Table) -> list[int]:
+    """Return for each band its position in a file with that table, 0 where it has none.
+
+    A band is at the row whose centre and width together differ least from its own, if the centres
+    are within `CENTRE_TOLERANCE` of its width; where the table states no widths, centres decide.
+    Where detectors overlap, two channels may lie 0.2 nm apart and change places between processors:
+    their widths tell them apart. Of rows that are alike the one at the band's own position counts.
+    A row serves one band only, the one that is nearer.
+    """
+    at = np.array([band.index for band in bands])
+    centres = np.array([band.wavelength_nm or np.nan for band in bands])
+    widths = np.array([band.fwhm_nm or np.nan for band in bands])
+    if np.array_equal(centres, table.centres_nm) and np.array_equal(widths, table.widths_nm):
+        return table.indexes.tolist()  # type: ignore[no-any-return]
+    apart = np.abs(centres[:, None] - table.centres_nm)
+    near = apart <= CENTRE_TOLERANCE * widths[:, None]
+    unlike = apart + np.nan_to_num(np.abs(widths[:, None] - table.widths_nm))
+    unlike += _TIE_NM * (table.indexes != at[:, None])
+    unlike = np.where(near, unlike, np.inf)
+    row = unlike.argmin(axis=1)
+    least = unlike[np.arange(len(bands)), row]
+    nearest = np.full(len(table.indexes), np.inf)
+    np.minimum.at(nearest, row, least)
+    found = np.where(np.isfinite(least) & (least == nearest[row]), table.indexes[row], 0)
+    # What has no wavelength or width cannot be looked for.
+    return np.where(np.isfinite(centres * widths), found, at).tolist()  # type: ignore[no-any-return]

@@ -12,20 +12,23 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import shapely
 
 from pipeline.ports import Query
-from pipeline.products.catalogue import Product, ProviderFacts
+from pipeline.products.catalogue import Band, Product, ProviderFacts
 from pipeline.recipe import Required, admits, told
 from pipeline.records import Asset, Scene, Unusable
 from pipeline.stages.search.item import (
     Facts,
     Grid,
+    Table,
     Unfit,
     assets,
-    check_wavelengths,
+    file_indexes,
     footprint,
     grid,
+    stated_table,
     utm_of,
 )
 from pipeline.stages.search.newest import version_of
@@ -107,7 +110,7 @@ def _scene(
     _check_required(further, require)
     datatake, tile = facts.identifier("datatake"), facts.identifier("tile")
     found = assets(item, _wanted_assets(product, names))
-    _check_bands(product, names, found, bands)
+    _check_files(product, names, found, bands)
     pixels = _pixels(found, facts.properties) if product.warp is None else _outline(shape)
     sun = _sun(facts, product, shape, moments[0])
     return Scene(
@@ -130,6 +133,7 @@ def _scene(
         geometry=shapely.to_wkb(shape),
         assets=[asset for asset, _ in found.values()],
         facts=json.dumps(further, separators=(",", ":")),
+        band_indexes=_band_indexes(product, facts, names, found, bands),
     )
 
 
@@ -145,10 +149,10 @@ def _wanted_assets(product: Product, names: ProviderFacts) -> tuple[str, ...]:
     return tuple(dict.fromkeys(keys))
 
 
-def _check_bands(
+def _check_files(
     product: Product, names: ProviderFacts, found: _Found, bands: Collection[str] | None
 ) -> None:
-    """Raise `Unfit` if a wanted band has no file, or a file holds other bands than it should."""
+    """Raise `Unfit` if a wanted band has no file."""
     missing, any_there = [], False
     for band in product.bands:
         files = names.assets.get(band.name, names.assets.get("*", ()))
@@ -158,10 +162,79 @@ def _check_bands(
             missing.append(band.name)
     if missing or not any_there:
         raise Unfit("no-assets", f"no file for: {', '.join(missing) or 'any band'}")
-    for file in names.assets.get("*", ()):
-        if file.asset in found:
-            inside = tuple(band for band in product.bands if band.name not in names.assets)
-            check_wavelengths(found[file.asset][1], inside)
+
+
+def _band_indexes(
+    product: Product,
+    facts: Facts,
+    names: ProviderFacts,
+    found: _Found,
+    bands: Collection[str] | None,
+) -> list[int]:
+    """Return where a file with many bands has each of them; empty if where the product says.
+
+    Imaging spectrometers change their table with the processor: a band of another wavelength under
+    the same number would pass unseen. What the file states comes first, then what is known of its
+    processor.
+
+    Raises
+    ------
+    Unfit
+        A wanted band is not in the file, or it is not known which bands are.
+    """
+    inside = [band for band in product.bands if band.name not in names.assets]
+    entries = [found[f.asset][1] for f in names.assets.get("*", ()) if f.asset in found]
+    if not inside or not entries:
+        return []
+    places: dict[str, int] = {}
+    for entry in entries:
+        table = stated_table(entry)
+        if table is None:
+            _check_length(entry, inside)
+            table = _known_table(product, facts)
+        indexes = [b.index for b in inside] if table is None else file_indexes(inside, table)
+        now = dict(zip((band.name for band in inside), indexes, strict=True))
+        if places and now != places:
+            raise Unfit("other-bands", "the files of the scene have their bands in other orders")
+        places = now
+    missing = [name for name, at in places.items() if not at and (bands is None or name in bands)]
+    if missing and (bands is not None or len(missing) == len(inside)):
+        some = f"{missing[0]} at {product.band(missing[0]).wavelength_nm:g} nm"
+        raise Unfit("other-bands", f"the file does not have {len(missing)} bands, such as {some}")
+    expected = [band.index for band in product.bands]
+    every = [places.get(band.name, band.index) for band in product.bands]
+    return [] if every == expected else every
+
+
+def _check_length(entry: Mapping[str, Any], bands: Collection[Band]) -> None:
+    """Raise `Unfit` if a file that names its bands without wavelengths has another number."""
+    table, most = entry.get("eo:bands", entry.get("bands")), max(band.index for band in bands)
+    if isinstance(table, list) and len(table) != most:
+        raise Unfit("other-bands", f"the file has {len(table)} bands, the product {most}")
+
+
+def _known_table(product: Product, facts: Facts) -> Table | None:
+    """Return the table of the processor that wrote a file; None: the product's own."""
+    if not product.band_tables:
+        return None
+    baseline = facts.text("baseline")
+    version = version_of(baseline)
+    if not version:
+        raise Unfit("no-baseline", f"baseline is {baseline[:40]!r}, the bands depend on it")
+    chosen = None
+    for table in product.band_tables:
+        if version >= version_of(table.from_baseline):
+            chosen = table
+    last = None if chosen is None else chosen.to_baseline
+    if chosen is None or (last is not None and version > version_of(last)):
+        raise Unfit("other-bands", f"no band table is stated, none known of {baseline[:40]}")
+    if not chosen.bands:
+        return None
+    return Table(
+        np.array([band.index for band in chosen.bands]),
+        np.array([band.wavelength_nm for band in chosen.bands]),
+        np.array([band.fwhm_nm for band in chosen.bands]),
+    )
 
 
 def _pixels(found: _Found, properties: Mapping[str, Any]) -> Grid:
