@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import RecipeError
 from pipeline.products.explain import explain
@@ -227,6 +227,26 @@ class BandTable(_Strict):
     """CSV beside the file with the columns of `FileBand`, in place of `bands`."""
 
 
+class Response(_Strict):
+    """How a band sees light of each wavelength, as it was measured."""
+
+    band: str
+    """Name of the band."""
+    platform: str
+    """Satellite on which it was measured; those of its sisters differ a little."""
+    start_nm: float = Field(gt=0)
+    """Wavelength of the first value in nanometres."""
+    step_nm: float = Field(gt=0)
+    """From one value to the next."""
+    values: tuple[float, ...] = Field(min_length=3)
+    """Relative responses; in a CSV separated by blanks."""
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(value.split()) if isinstance(value, str) else value
+
+
 class Calibration(_Strict):
     """How delivered numbers become physical ones, where every scene has coefficients of its own."""
 
@@ -312,6 +332,10 @@ class Product(_Strict):
     bands: tuple[Band, ...] = ()
     bands_csv: str | None = None
     """CSV beside the file with the columns of `Band`, for imaging spectrometers."""
+    responses: tuple[Response, ...] = ()
+    """Measured responses of some of its bands."""
+    responses_csv: str | None = None
+    """CSV beside the file with the columns of `Response`, in place of `responses`."""
     band_tables: tuple[BandTable, ...] = ()
     """Tables of other processors, in ascending order, for files whose bands are not always the same
     or not always in the same order. Empty: they are."""
@@ -515,6 +539,10 @@ def _parse(text: str, *, name: str, folder: Path) -> Product:
     for table in (values, *tables) if isinstance(tables, list) else (values,):
         if isinstance(table, dict) and "bands_csv" in table:
             table["bands"] = _rows(folder / table["bands_csv"])
+    if "responses_csv" in values:
+        known = {band["name"] for band in values.get("bands", ()) if "name" in band}
+        rows = _rows(folder / values["responses_csv"])
+        values["responses"] = [row for row in rows if row.get("band") in known]
     try:
         product = Product.model_validate(_liken(values))
     except ValidationError as error:

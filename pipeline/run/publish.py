@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,7 @@ from pipeline.raster.statistics import Moments, merge
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import IndexRow, Location, Scene
 from pipeline.stages.publish.index import PARTS, Places, describe, make_index, sum_moments
-from pipeline.stages.publish.residual import residuals, responses
+from pipeline.stages.publish.residual import described, residuals, responses
 from pipeline.stages.sample.complete import published, standing, to_complete
 from pipeline.store import layout
 from pipeline.store.commit import newest, read_commit
@@ -85,7 +86,7 @@ def run_publish(loaded: LoadedRecipe, store: ObjectStore) -> PublishReport:
     written = written.append_column("facts", _facts(store, written["scenes"].to_pylist()))
     index = make_index(written, places, [*loaded.products])
     files = {
-        _INDEX: encode_table(fit(index, IndexRow, name=_INDEX)),
+        _INDEX: encode_table(fit(index, IndexRow, name=_INDEX), metadata=_compared(loaded)),
         _STATISTICS: layout.dump_json(_statistics(gathered)),
     }
     version = Version(
@@ -175,6 +176,16 @@ def _gather(
     return gathered
 
 
+def _compared(loaded: LoadedRecipe) -> dict[str, str]:
+    """Return what the index says of its residuals: of what kind each band's response is."""
+    kinds = {}
+    for product, reference in loaded.compared.items():
+        facts = loaded.products[product]
+        bands = [facts.band(name) for name in loaded.bands(product)]
+        kinds[product] = {"spectrometer": reference, "responses": described(bands, facts.responses)}
+    return {"terrashard:residual": json.dumps(kinds, sort_keys=True)} if kinds else {}
+
+
 def _residual(loaded: LoadedRecipe, rows: pa.Table) -> pa.Array:
     """Return how far each patch lies from the spectrometer that its product is compared with."""
     found: list[list[float]] = [[] for _ in range(rows.num_rows)]
@@ -186,7 +197,7 @@ def _residual(loaded: LoadedRecipe, rows: pa.Table) -> pa.Array:
             rows.filter(mine),
             rows.filter(pc.equal(rows["product"], reference)),
             pair,
-            responses(bands[1], bands[0]),
+            responses(bands[1], bands[0], pair[0].responses),
         )
         for row, value in zip(np.flatnonzero(mine.to_numpy()).tolist(), values, strict=True):
             found[row] = value

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.products.catalogue import Band, load_product
-from pipeline.stages.publish.residual import residuals, responses
+from pipeline.products.catalogue import Band, Response, load_product
+from pipeline.stages.publish.residual import described, residuals, responses
 
 ENMAP, SENTINEL_2 = load_product("enmap-l2a"), load_product("sentinel-2-l2a")
 FINE = [Band(name=f"f{k}", wavelength_nm=400 + 10 * k, fwhm_nm=10, pixel_m=30) for k in range(60)]
@@ -40,9 +40,70 @@ def test_a_band_beyond_the_spectrometer_has_what_it_sees_of_it_and_no_more() -> 
     assert weights.sum(axis=1)[2] == 0
 
 
+def test_weights_are_those_of_a_measured_response() -> None:
+    """A band that sees twice as much on its long side has its weight there."""
+    measured = Response(
+        band="b",
+        platform="x",
+        start_nm=580,
+        step_nm=10,
+        values=(0, 1, 1, 2, 2, 0),
+    )
+    weights = responses(FINE, [broad(605, 40)], [measured])[0]
+    assert weights.sum() == pytest.approx(1)
+    assert weights[22] == pytest.approx(2 * weights[19], rel=0.15)
+    assert (weights[:18] == 0).all()
+    assert (weights[24:] == 0).all()
+    spectrum = np.zeros(60)
+    spectrum[21:] = 1
+    gaussian = responses(FINE, [broad(605, 40)])[0] @ spectrum
+    assert weights @ spectrum - gaussian > 0.1
+
+
+@pytest.mark.parametrize("name", ["sentinel-2-l1c", "sentinel-2-l2a", "landsat-oli-sr"])
+def test_measured_responses_are_those_of_their_bands(name: str) -> None:
+    product = load_product(name)
+    assert {response.band for response in product.responses} == {b.name for b in product.bands}
+    for response in product.responses:
+        band = product.band(response.band)
+        at_nm = response.start_nm + response.step_nm * np.arange(len(response.values))
+        fine_nm = np.arange(at_nm[0], at_nm[-1], 0.05)
+        fine = np.interp(fine_nm, at_nm, response.values)
+        half = fine_nm[fine >= fine.max() / 2]
+        # ESA's centres are weighted by the response, those of OLI lie between its half maxima.
+        assert half[-1] - half[0] == pytest.approx(band.fwhm_nm, abs=1.6), band.name
+        weighted = float((fine_nm * fine.clip(0)).sum() / fine.clip(0).sum())
+        middle = float(half[0] + half[-1]) / 2
+        assert min(abs(weighted - band.wavelength_nm), abs(middle - band.wavelength_nm)) < 1, (
+            band.name
+        )  # type: ignore[operator]
+
+
+def test_what_each_response_is_taken_from_is_said() -> None:
+    oli = load_product("landsat-oli-tirs-toa")
+    said = described(oli.bands, oli.responses)
+    assert said["B5"] == "Landsat 8"
+    assert said["B10"] == said["B8"] == "Gaussian"
+    assert set(described(SENTINEL_2.bands, SENTINEL_2.responses).values()) == {"Sentinel-2A"}
+
+
+def test_a_red_edge_is_where_the_response_says() -> None:
+    """B8 of Sentinel-2 is no Gaussian: on a spectrum that falls in it, the two differ."""
+    b08 = [SENTINEL_2.band("B08")]
+    falling = np.array([1.0 if (b.wavelength_nm or 0) < 840 else 0.0 for b in ENMAP.bands])
+    measured = responses(ENMAP.bands, b08, SENTINEL_2.responses)[0] @ falling
+    gaussian = responses(ENMAP.bands, b08)[0] @ falling
+    table = next(r for r in SENTINEL_2.responses if r.band == "B08")
+    at_nm = table.start_nm + table.step_nm * np.arange(len(table.values))
+    values = np.array(table.values)
+    assert measured == pytest.approx(values[at_nm < 843.5].sum() / values.sum(), abs=0.02)
+    assert abs(measured - gaussian) > 0.02
+
+
 def test_enmap_sees_all_of_sentinel_2_but_for_its_water_gaps() -> None:
-    covered = responses(ENMAP.bands, SENTINEL_2.bands).sum(axis=1)
-    assert (covered > 0.99).all()
+    for measured in ((), SENTINEL_2.responses):
+        covered = responses(ENMAP.bands, SENTINEL_2.bands, measured).sum(axis=1)
+        assert (covered > 0.99).all()
 
 
 def rows(keys: list[str], means: np.ndarray, count: int = 9) -> pa.Table:

@@ -7,35 +7,43 @@ left in its ledger: no pixel is read again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.products.catalogue import Band, Product
+from pipeline.products.catalogue import Band, Product, Response
 
 #: Least share of a band's response that the spectrometer's bands must see.
 MIN_COVERED = 0.9
 #: A Gaussian of full width at half maximum 1 has this standard deviation: 1 / (2 sqrt(2 ln 2)).
 _SIGMA = 0.42466090014400953
-#: Where the response of a band is taken to end, in standard deviations.
+#: Where a Gaussian response is taken to end, in standard deviations.
 _REACH = 3.0
 #: Points at which a response is integrated.
 _STEPS = 601
 
 
-def responses(source: Sequence[Band], target: Sequence[Band]) -> NDArray[np.float64]:
+def responses(
+    source: Sequence[Band],
+    target: Sequence[Band],
+    measured: Sequence[Response] = (),
+) -> NDArray[np.float64]:
     """Return the weight of each band of a spectrometer in each broad band.
 
-    A response is a Gaussian of the band's centre and full width at half maximum; every wavelength
-    belongs to the spectrometer's band with the nearest centre, if it lies within one width of it.
+    A response is what was measured of the band, or where nothing was a Gaussian of its centre and
+    full width at half maximum. Every wavelength belongs to the spectrometer's band with the nearest
+    centre, if it lies within one width of it.
 
     Parameters
     ----------
     source : sequence of Band
         The spectrometer's, in any order.
     target : sequence of Band
+    measured : sequence of Response
+        Of some of the target's bands (`Product.responses`): those of one satellite stand for all of
+        its kind.
 
     Returns
     -------
@@ -47,18 +55,37 @@ def responses(source: Sequence[Band], target: Sequence[Band]) -> NDArray[np.floa
     known = [k for k, band in enumerate(source) if band.wavelength_nm and band.fwhm_nm]
     centres = np.array([source[k].wavelength_nm for k in known], dtype=np.float64)
     widths = np.array([source[k].fwhm_nm for k in known], dtype=np.float64)
+    by_name = {response.band: response for response in measured}
     for row, band in enumerate(target):
         if not known or band.wavelength_nm is None or band.fwhm_nm is None:
             continue
-        sigma_nm = band.fwhm_nm * _SIGMA
-        apart = np.linspace(-_REACH, _REACH, _STEPS)
-        response = np.exp(-(apart**2) / 2)
-        distance = np.abs((band.wavelength_nm + apart * sigma_nm)[:, None] - centres)
+        wavelengths_nm, response = _response(band, by_name)
+        distance = np.abs(wavelengths_nm[:, None] - centres)
         nearest = distance.argmin(axis=1)
         seen = distance[np.arange(_STEPS), nearest] <= widths[nearest]
         share = np.bincount(nearest[seen], response[seen], minlength=len(known)) / response.sum()
         weights[row, known] = share
     return weights
+
+
+def described(target: Sequence[Band], measured: Sequence[Response]) -> dict[str, str]:
+    """Return what the response of each band is taken from: a satellite, or `Gaussian`."""
+    platforms = {response.band: response.platform for response in measured}
+    return {band.name: platforms.get(band.name, "Gaussian") for band in target}
+
+
+def _response(
+    band: Band, measured: Mapping[str, Response]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the response of a band at `_STEPS` wavelengths; values below 0 are noise."""
+    apart = np.linspace(-_REACH, _REACH, _STEPS)
+    if band.name not in measured:
+        sigma_nm = (band.fwhm_nm or 0) * _SIGMA
+        return (band.wavelength_nm or 0) + apart * sigma_nm, np.exp(-(apart**2) / 2)
+    own = measured[band.name]
+    at_nm = own.start_nm + own.step_nm * np.arange(len(own.values))
+    wavelengths_nm = np.linspace(at_nm[0], at_nm[-1], _STEPS)
+    return wavelengths_nm, np.interp(wavelengths_nm, at_nm, np.maximum(own.values, 0))
 
 
 def residuals(
