@@ -13,7 +13,7 @@ The map of the house. Each floor imports only the floors below it (checked by `m
     engine       door to the machines: serial, dask
     store        door to the disk: objects, layout, tables, shard, commit, ledger, reader
     watch        progress: live bars on a terminal, log lines elsewhere
-    raster       the workbench: lattice, blocks, masks, radiometry, statistics
+    raster       the workbench: lattice, blocks, masks, radiometry, responses, statistics
     ports        what the rooms expect of one another (protocols)
     records      the rows of every table
     recipe       the user's TOML file, checked (those that are built in lie in `recipes`)

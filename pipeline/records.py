@@ -253,6 +253,11 @@ class LedgerRow:
     """... sum of squared deviations from it (Chan et al. 1979, mergeable) ..."""
     minimum: list[float]
     maximum: list[float]
+    residual: list[float] = field(default_factory=list)
+    """Where the recipe compares the product with an imaging spectrometer: mean of each stored band
+    minus what the spectrometer's bands, weighted by the band's response, say it should be, in the
+    product's unit, both over the ground that is clear in both patches; NaN where the spectrometer
+    does not see the band, or no ground is. Else empty."""
     sources: list[Source]
 
 
@@ -280,9 +285,8 @@ class IndexRow:
     """What decided the mask, as in the ledger."""
     absent_bands: list[str]
     residual: list[float]
-    """Where the recipe compares the product with an imaging spectrometer: mean of each stored band
-    minus what the spectrometer's bands, weighted by the band's response, say it should be, in the
-    product's unit; NaN where the spectrometer does not see the band. Else empty."""
+    """How far it lies from an imaging spectrometer, as in the ledger; metadata of the file say of
+    what kind the bands' responses are (`terrashard:residual`)."""
     pixel_digest: str
     epsg: int
     x_min_m: float

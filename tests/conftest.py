@@ -273,6 +273,7 @@ def _row(
         shift_y_px=0.0,
         resampling="none",
         pixel_digest=digest,
+        residual=[],
         sources=[],
         **place,
         **{name: getattr(found, name).tolist() for name in lists},

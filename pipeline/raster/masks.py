@@ -18,6 +18,8 @@ from pipeline.products.catalogue import LEGEND, MaskLayer, MaskRule, Product
 
 #: Fill in the common legend.
 FILL = LEGEND["fill"]
+#: Codes of ground that was seen and is hidden by nothing.
+CLEAR = [LEGEND[name] for name in ("land", "water", "snow", "valid")]
 
 
 def decode(

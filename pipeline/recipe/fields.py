@@ -298,8 +298,8 @@ class ProductWish(Strict):
     """Names of the windows in which it is wanted, where products belong to different years; None:
     all of them. A product that follows another is wanted where its leader is."""
     compare_with: str | None = Field(default=None, json_schema_extra=EXTENT)
-    """Imaging spectrometer of the same recipe that this product accompanies: a version's index
-    then says how far each band lies from the spectrometer's, patch by patch."""
+    """Imaging spectrometer of the same recipe that this product accompanies: of every patch that is
+    extracted then, a version's index says how far each band lies from the spectrometer's."""
 
     @field_validator("require", mode="before")
     @classmethod

@@ -8,17 +8,16 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import IntegrityError, RecipeError
 from pipeline.ports import ObjectStore
+from pipeline.raster.response import described
 from pipeline.raster.statistics import Moments, merge
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import IndexRow, Location, Scene
 from pipeline.stages.publish.index import PARTS, Places, describe, make_index, sum_moments
-from pipeline.stages.publish.residual import described, residuals, responses
 from pipeline.stages.sample.complete import published, standing, to_complete
 from pipeline.store import layout
 from pipeline.store.commit import newest, read_commit
@@ -162,14 +161,8 @@ def _gather(
         rows = commit.ledger.filter(pc.equal(commit.ledger["state"], "written"))
         if kept is not None:
             rows = rows.filter(pc.is_in(rows["location"], kept))
-        columns = {
-            "shard": pa.array([entry.name] * rows.num_rows, "string"),
-            "residual": _residual(loaded, rows),
-        }
-        short = rows.drop_columns([*_LISTS])
-        for name, column in columns.items():
-            short = short.append_column(name, column)
-        gathered.written.append(short)
+        names = pa.array([entry.name] * rows.num_rows, "string")
+        gathered.written.append(rows.drop_columns([*_LISTS]).append_column("shard", names))
         for product, spec in commit.specs.items():
             _add_spec(gathered, product, spec)
             _add_moments(gathered, product, rows, places)
@@ -184,24 +177,6 @@ def _compared(loaded: LoadedRecipe) -> dict[str, str]:
         bands = [facts.band(name) for name in loaded.bands(product)]
         kinds[product] = {"spectrometer": reference, "responses": described(bands, facts.responses)}
     return {"terrashard:residual": json.dumps(kinds, sort_keys=True)} if kinds else {}
-
-
-def _residual(loaded: LoadedRecipe, rows: pa.Table) -> pa.Array:
-    """Return how far each patch lies from the spectrometer that its product is compared with."""
-    found: list[list[float]] = [[] for _ in range(rows.num_rows)]
-    for product, reference in loaded.compared.items():
-        mine = pc.equal(rows["product"], product)
-        pair = (loaded.products[product], loaded.products[reference])
-        bands = [[facts.band(name) for name in loaded.bands(facts.id)] for facts in pair]
-        values = residuals(
-            rows.filter(mine),
-            rows.filter(pc.equal(rows["product"], reference)),
-            pair,
-            responses(bands[1], bands[0], pair[0].responses),
-        )
-        for row, value in zip(np.flatnonzero(mine.to_numpy()).tolist(), values, strict=True):
-            found[row] = value
-    return pa.array(found, pa.list_(pa.float64()))
 
 
 def _add_spec(gathered: _Gathered, product: str, spec: ArraySpec) -> None:

@@ -257,6 +257,7 @@ def _patch(
         m2=found.m2.tolist(),
         minimum=found.minimum.tolist(),
         maximum=found.maximum.tolist(),
+        residual=[],
         sources=[],
     )
     return _Patch(encoded, row)

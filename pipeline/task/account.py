@@ -11,7 +11,7 @@ from pipeline.task.bands import Finished, Pick
 from pipeline.task.read import Reader
 
 
-def written(pick: Pick, finished: Finished, reader: Reader) -> LedgerRow:
+def written(pick: Pick, finished: Finished, reader: Reader, *, residual: list[float]) -> LedgerRow:
     """Return the row of a patch that is stored."""
     moments = finished.moments
     return replace(
@@ -36,6 +36,7 @@ def written(pick: Pick, finished: Finished, reader: Reader) -> LedgerRow:
         m2=moments.m2.tolist(),
         minimum=moments.minimum.tolist(),
         maximum=moments.maximum.tolist(),
+        residual=residual,
         sources=_sources(finished, reader),
     )
 
@@ -98,5 +99,6 @@ def _blank(patch: PlannedPatch) -> LedgerRow:
         m2=[],
         minimum=[],
         maximum=[],
+        residual=[],
         sources=[],
     )

@@ -28,8 +28,9 @@ from pipeline.task.files import BandFile, cut_of, image_files, mark_files, reque
 from pipeline.task.lock import Lock
 from pipeline.task.looks import Kept
 from pipeline.task.paint import Exposure, paint
-from pipeline.task.quality import SceneMask
+from pipeline.task.quality import SceneMask, first_seen
 from pipeline.task.read import Pixels, Reader, Request, Warp
+from pipeline.task.residual import SharedMeans, Where, clear_in_both, shared_means
 
 #: The ledger's words for how pixels were brought onto a patch, those that say most first.
 _WORDS = ("gcp-bilinear", "gcp-nearest", "bilinear", "average", "nearest", "repeat", "none")
@@ -51,6 +52,8 @@ class Pick:
     pieces: list[_Piece] = field(default_factory=list)
     awaited: int = 0
     """Files still to be read."""
+    shared: dict[str, Where] = field(default_factory=dict)
+    """By product of the group that it is compared with: its pixels on ground clear in both."""
 
     @property
     def needed(self) -> list[int]:
@@ -83,6 +86,8 @@ class Finished:
     """Scenes and names of the assets that were read for it, quality layers included."""
     mask_source: str
     """What decided the mask, as the ledger says it."""
+    shared: dict[str, SharedMeans]
+    """By product of the group that it is compared with: means over ground clear in both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,7 @@ def read_bands(
     for job in jobs:
         for pick, _, _ in job.takers:
             pick.awaited += 1
+    _find_shared(picks, lock)
     done: list[tuple[Pick, Future[Result]]] = []
 
     def finish(pick: Pick) -> None:
@@ -145,6 +151,18 @@ def read_bands(
         answer.clear()
     for pick, future in done:
         yield pick, future.result()
+
+
+def _find_shared(picks: Sequence[Pick], lock: Lock) -> None:
+    """Tell the patches of a group that are compared which of their pixels both saw clear."""
+    members = {(id(pick.trial), pick.patch.product): pick for pick in picks}
+    for (trial, product), pick in members.items():
+        reference = lock.loaded.compared.get(product)
+        other = None if reference is None else members.get((trial, reference))
+        if other is not None:
+            pick.shared[other.patch.product], other.shared[product] = clear_in_both(
+                first_seen(pick.masks), first_seen(other.masks)
+            )
 
 
 def _jobs(
@@ -212,6 +230,7 @@ def _finish(
     """Paint, judge, measure and encode one patch; its pixels end here."""
     pieces, pick.pieces = pick.pieces, []
     masks, pick.masks = pick.masks, ()
+    shared, pick.shared = pick.shared, {}
     for piece in pieces:
         if isinstance(piece.pixels, Failure):
             return piece.pixels
@@ -259,6 +278,10 @@ def _finish(
         resampling=_strongest(words),
         files=(*files, *_mask_files(pick.scenes, masks)),
         mask_source=source,
+        shared={
+            partner: shared_means(picture.bands, picture.fill, picture.codes, where)
+            for partner, where in shared.items()
+        },
     )
 
 

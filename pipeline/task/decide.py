@@ -6,11 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.raster.lattice import same_zone
-from pipeline.raster.masks import FILL, fractions
+from pipeline.raster.masks import fractions
 from pipeline.records import PlannedPatch, Rejected, Scene
 from pipeline.stages.extract import (
     Failure,
@@ -29,7 +26,7 @@ from pipeline.task.audit import Audit
 from pipeline.task.bands import Finished, Pick, Result, read_bands
 from pipeline.task.cut import place
 from pipeline.task.lock import Lock
-from pipeline.task.quality import Pair, Quality, SceneMask, key_of
+from pipeline.task.quality import Pair, Quality, SceneMask, first_seen, key_of
 from pipeline.task.read import Reader
 
 #: Files of quality layers read at once: they are small, so waiting for answers is what they cost.
@@ -222,7 +219,7 @@ def _looks_good(lock: Lock, quality: Quality) -> Question:
                 return unmasked(lock.scenes[name], product)
             masks.append(mask)
         source = weakest(mask.source for mask in masks)
-        return judge(fractions(_first_seen(masks), wish.cloudy), wish, source)
+        return judge(fractions(first_seen(masks), wish.cloudy), wish, source)
 
     return ask
 
@@ -236,13 +233,6 @@ def _is_as_stated(audit: Audit, audited: Collection[str]) -> Question:
         return next((verdict for verdict in verdicts if verdict is not None), None)
 
     return ask
-
-
-def _first_seen(masks: Sequence[SceneMask]) -> NDArray[np.uint8]:
-    codes = masks[0].codes
-    for mask in masks[1:]:
-        codes = np.where(codes == FILL, mask.codes, codes)
-    return codes
 
 
 def _pick(trial: Trial, member: PlannedPatch, lock: Lock, quality: Quality, audit: Audit) -> Pick:

@@ -10,13 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.products.catalogue import LEGEND, Product
-from pipeline.raster.masks import FILL
+from pipeline.raster.masks import CLEAR, FILL
 from pipeline.raster.radiometry import Convert, Harmonised, harmonise
 
 _DEFECTIVE = LEGEND["defective"]
-#: Codes that `defective` replaces. A cloud stays a cloud: bright ones saturate, and whoever drops
-#: clouds must still find them.
-_CLEAR = [LEGEND[name] for name in ("land", "water", "snow", "valid")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +108,8 @@ class _Canvas:
         spoilt = self._holes(present)
         if saturated:
             spoilt |= self._saturated.any(axis=0)
-        self._codes[spoilt & np.isin(self._codes, _CLEAR)] = _DEFECTIVE
+        # A cloud stays a cloud: bright ones saturate, and whoever drops clouds must find them.
+        self._codes[spoilt & np.isin(self._codes, CLEAR)] = _DEFECTIVE
         return Picture(
             bands=self._stored,
             fill=self._fill,

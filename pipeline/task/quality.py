@@ -37,6 +37,14 @@ class SceneMask:
     """What decided, in the ledger's word (`pipeline.stages.extract.mask_source`)."""
 
 
+def first_seen(masks: Sequence[SceneMask]) -> NDArray[np.uint8]:
+    """Return the mask of a patch of several scenes: the first that saw a pixel says what it is."""
+    codes = masks[0].codes
+    for mask in masks[1:]:
+        codes = np.where(codes == FILL, mask.codes, codes)
+    return codes
+
+
 #: A patch and a scene that may serve it.
 Pair = tuple[tuple[str, int, int], str]
 _Answer = tuple[Look, list[Pixels | Failure]]

@@ -27,6 +27,7 @@ from pipeline.task.lock import Lock, array_specs, read_lock
 from pipeline.task.memory import keep_memory
 from pipeline.task.order import ShardOrder, ShardReport
 from pipeline.task.read import Reader
+from pipeline.task.residual import Comparison
 
 #: A door through which scenes are read: files, or pixels where the provider has no files.
 Source = ByteSource | PixelSource
@@ -72,7 +73,7 @@ def build_shard(order: ShardOrder) -> ShardReport:
     report.blocks_touched, report.blocks_decoded = reader.blocks_touched, reader.blocks_decoded
     if report.passing:
         return report
-    rows = _rows(decided, reader)
+    rows = _rows(decided, reader, Comparison(lock.loaded))
     _count(report, [*rows, *kept])
     if before is None and not order.accept_failures and too_many_failures(trials):
         classes = ", ".join(f"{name} {number}" for name, number in sorted(report.failed.items()))
@@ -119,10 +120,13 @@ def _split(
     return again, kept
 
 
-def _rows(decided: Sequence[Decided], reader: Reader) -> list[LedgerRow]:
+def _rows(decided: Sequence[Decided], reader: Reader, comparison: Comparison) -> list[LedgerRow]:
     rows = []
     for group in decided:
-        rows += [written(pick, finished, reader) for pick, finished in group.patches]
+        means = {pick.patch.product: finished.shared for pick, finished in group.patches}
+        for pick, finished in group.patches:
+            residual = comparison.residual(pick.patch.product, means)
+            rows.append(written(pick, finished, reader, residual=residual))
         if not group.patches:
             rows += not_written(group.trial)
     return rows

@@ -171,6 +171,7 @@ def commit(store: Any, number: int, states: dict[tuple[str, str], str]) -> None:
                 m2=[],
                 minimum=[],
                 maximum=[],
+                residual=[],
                 sources=[],
             )
             for row in rows

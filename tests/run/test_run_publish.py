@@ -71,6 +71,7 @@ def row(k: int, sample: int, state: str = "written") -> LedgerRow:
         shift_y_px=0.0,
         resampling="none",
         pixel_digest=f"{k:064d}" if good else "",
+        residual=[],
         sources=[],
         count=[100] * 2 if good else [],
         m2=[0.0] * 2 if good else [],

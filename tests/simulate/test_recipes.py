@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.engine.serial import SerialEngine
@@ -114,6 +116,10 @@ def test_a_recipe_becomes_a_data_set_with_all_its_products(
         assert wish.slots is None or slots == set(wish.slots)
     if name == "triplets":
         check_residuals(loaded, index)
+        (file,) = (tmp_path / "root").rglob("index.parquet")
+        said = json.loads(pq.read_schema(file).metadata[b"terrashard:residual"])
+        assert set(said["sentinel-2-l2a"]["responses"].values()) == {"Sentinel-2A"}
+        assert set(said["landsat-oli-sr"]["responses"].values()) == {"Landsat 8"}
 
 
 def check_residuals(loaded: LoadedRecipe, index: list[dict[str, Any]]) -> None:

@@ -250,6 +250,7 @@ def ledger_row(
         shift_y_px=0.0,
         resampling="none",
         pixel_digest=digest,
+        residual=[],
         sources=[],
         **common,
         **values,

@@ -64,6 +64,7 @@ scenes = st.builds(
     y_max_m=number,
     geometry=st.binary(max_size=30),
     assets=st.lists(assets, max_size=3),
+    band_indexes=st.lists(st.integers(0, 300), max_size=3),
 )
 patches = st.builds(
     PlannedPatch,

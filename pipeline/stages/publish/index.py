@@ -133,8 +133,8 @@ def make_index(written: pa.Table, places: Places, products: Sequence[str]) -> pa
     Parameters
     ----------
     written : pa.Table
-        Written rows of the ledgers, with the columns `shard` (`p000001-s00042/r1`), `residual`
-        (`pipeline.stages.publish.residual`) and `facts` (of each of the `scenes`).
+        Written rows of the ledgers, with the columns `shard` (`p000001-s00042/r1`) and `facts` (of
+        each of the `scenes`).
     places : Places
     products : sequence of str
         In the order of the recipe.

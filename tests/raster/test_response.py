@@ -1,13 +1,12 @@
-"""Bands of a spectrometer, weighted to those of another sensor, and how far apart patches are."""
+"""Bands of a spectrometer, weighted to those of another sensor."""
 
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from pipeline.products.catalogue import Band, Response, load_product
-from pipeline.stages.publish.residual import described, residuals, responses
+from pipeline.raster.response import described, expected, responses
 
 ENMAP, SENTINEL_2 = load_product("enmap-l2a"), load_product("sentinel-2-l2a")
 FINE = [Band(name=f"f{k}", wavelength_nm=400 + 10 * k, fwhm_nm=10, pixel_m=30) for k in range(60)]
@@ -106,40 +105,15 @@ def test_enmap_sees_all_of_sentinel_2_but_for_its_water_gaps() -> None:
         assert (covered > 0.99).all()
 
 
-def rows(keys: list[str], means: np.ndarray, count: int = 9) -> pa.Table:
-    return pa.table(
-        {
-            "location": keys,
-            "slot": ["s"] * len(keys),
-            "count": [[count] * means.shape[1]] * len(keys),
-            "mean": means.tolist(),
-        }
-    )
+def test_a_grey_ground_is_as_bright_in_every_band() -> None:
+    weights = responses(ENMAP.bands, SENTINEL_2.bands, SENTINEL_2.responses)
+    grey, count = np.full(len(ENMAP.bands), 2000.0), np.full(len(ENMAP.bands), 9)
+    assert expected(grey, count, weights) == pytest.approx(2000)
 
 
-def test_residuals_are_in_physical_units_and_found_by_place_and_slot() -> None:
-    weights = responses(ENMAP.bands, SENTINEL_2.bands)
-    grey = np.full((2, len(ENMAP.bands)), 2000.0)
-    grey[1] = 3000.0
-    reference = rows(["a", "b"], grey)
-    own = rows(["b", "a", "c"], np.full((3, len(SENTINEL_2.bands)), 2500.0))
-    found = residuals(own, reference, (SENTINEL_2, ENMAP), weights)
-    assert found[0] == pytest.approx([-0.05] * len(SENTINEL_2.bands))
-    assert found[1] == pytest.approx([0.05] * len(SENTINEL_2.bands))
-    assert found[2] == []
-
-
-def test_a_band_whose_partners_hold_no_value_has_no_residual() -> None:
-    weights = responses(ENMAP.bands, SENTINEL_2.bands)
-    reference = rows(["a"], np.full((1, len(ENMAP.bands)), 2000.0))
-    counts = np.full(len(ENMAP.bands), 9)
-    counts[weights[2] > 0] = 0
-    reference = reference.set_column(2, "count", pa.array([counts.tolist()]))
-    found = residuals(
-        rows(["a"], np.full((1, len(SENTINEL_2.bands)), 2000.0)),
-        reference,
-        (SENTINEL_2, ENMAP),
-        weights,
-    )[0]
-    assert np.isnan(found[2])
-    assert found[9] == pytest.approx(0)
+def test_a_band_whose_partners_counted_nothing_is_not_expected() -> None:
+    weights = responses(ENMAP.bands, SENTINEL_2.bands, SENTINEL_2.responses)
+    count = np.where(weights[2] > 0, 0, 9)
+    due = expected(np.full(len(ENMAP.bands), 2000.0), count, weights)
+    assert np.isnan(due[2])
+    assert due[9] == pytest.approx(2000)

@@ -1,8 +1,7 @@
-"""How far a product lies from an imaging spectrometer that saw the same ground, band by band.
+"""What broad bands should have seen of ground that an imaging spectrometer saw too.
 
 A spectrometer's bands, weighted by the response of a broad band, are what that band should have
-seen. Weighting is linear, so the mean of a patch can be compared by the means that every patch has
-left in its ledger: no pixel is read again.
+seen. Weighting is linear, so means of the same ground can be compared in place of its pixels.
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.products.catalogue import Band, Product, Response
+from pipeline.products.catalogue import Band, Response
 
 #: Least share of a band's response that the spectrometer's bands must see.
 MIN_COVERED = 0.9
@@ -88,52 +86,25 @@ def _response(
     return wavelengths_nm, np.interp(wavelengths_nm, at_nm, np.maximum(own.values, 0))
 
 
-def residuals(
-    own: pa.Table,
-    reference: pa.Table,
-    products: tuple[Product, Product],
-    weights: NDArray[np.float64],
-) -> list[list[float]]:
-    """Return mean minus expected mean of every band, in the product's unit, patch by patch.
+def expected(
+    mean: NDArray[np.float64], count: NDArray[np.int64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return what broad bands should have seen where a spectrometer saw these means.
 
     Parameters
     ----------
-    own, reference : pa.Table
-        Ledger rows (written) of the product and of the spectrometer.
-    products : pair of Product
-        The same two.
-    weights : array, shape (band, band of the spectrometer)
+    mean, count : array, shape (source band,)
+        Of any one unit; of a band that counted nothing the mean says nothing.
+    weights : array, shape (target band, source band)
         From `responses`.
 
     Returns
     -------
-    list of list of float
-        One list for each row of `own`. NaN where the spectrometer sees less than `MIN_COVERED` of
-        a band's response, or one of the two has no value; an empty list where it has no patch.
+    array, shape (target band,)
+        NaN where the spectrometer sees less than `MIN_COVERED` of a band's response.
     """
-    keys = zip(reference["location"].to_pylist(), reference["slot"].to_pylist(), strict=True)
-    place = {key: row for row, key in enumerate(keys)}
-    expected = _expected(_physical(reference, products[1], weights.shape[1]), weights)
-    means = _physical(own, products[0], weights.shape[0])
-    mine = zip(own["location"].to_pylist(), own["slot"].to_pylist(), strict=True)
-    return [
-        (means[row] - expected[place[key]]).tolist() if key in place else []
-        for row, key in enumerate(mine)
-    ]
-
-
-def _physical(rows: pa.Table, product: Product, bands: int) -> NDArray[np.float64]:
-    """Return band means in physical units, shape (patch, band); NaN where nothing was counted."""
-    shape = (rows.num_rows, bands)
-    count = np.array(rows["count"].to_pylist(), dtype=np.float64).reshape(shape)
-    mean = np.array(rows["mean"].to_pylist(), dtype=np.float64).reshape(shape)
-    return np.where(count > 0, mean * product.scale + product.offset, np.nan)
-
-
-def _expected(means: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what the broad bands should have seen, shape (patch, broad band)."""
-    seen = np.isfinite(means)
-    covered = seen @ weights.T
-    total = np.where(seen, means, 0) @ weights.T
+    seen = weights * (count > 0)
+    covered = seen.sum(axis=1)  # no BLAS: a last digit must not hang on the machine
+    total = (seen * np.where(count > 0, mean, 0)).sum(axis=1)
     enough = covered >= MIN_COVERED
     return np.where(enough, total / np.where(enough, covered, 1), np.nan)
