@@ -111,8 +111,8 @@ def harmonise(
 
 def _expect_classes(codes: NDArray[Any], fill: NDArray[np.bool_], product: Product) -> None:
     """Raise `GiveUp` if there are class codes that the product does not name."""
-    known = np.array([int(code) for code in product.classes])
-    strange = ~np.isin(codes, known)
+    known = {int(code) for code in product.classes} | {product.ignore_class}
+    strange = ~np.isin(codes, [code for code in known if code is not None])
     strange &= ~fill
     if strange.any():
         named = ", ".join(str(code) for code in np.unique(codes[strange])[:5].tolist())

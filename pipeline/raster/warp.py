@@ -94,7 +94,8 @@ class WarpedRaster:
         method : str
             `nearest` or `bilinear`.
         nodata : float or None
-            Delivered value that means nothing was seen. None: NaN.
+            Delivered value that means nothing was seen, as does the one that the file itself names.
+            None: NaN.
         prepare : callable or None
             What is done to delivered pixels first; NaN is nothing seen in what it returns.
 
@@ -127,6 +128,9 @@ class WarpedRaster:
             return target
         with translated(self._file, self._name), environment():
             pixels = self._handle.read(list(indexes), window=window)
+        own = self._handle.nodata
+        if prepare is None and own is not None:
+            pixels[pixels == own] = nothing  # an edition may call nothing by another number
         if prepare is not None:
             pixels = prepare(pixels, window.row_off, window.col_off)
         with _placed(self._name), environment():

@@ -106,6 +106,9 @@ def test_a_class_that_the_product_does_not_name_is_an_error_that_names_it(dtype:
     with pytest.raises(GiveUp, match=r"nlcd: class codes .*: 13, 250") as caught:
         harmonise(np.array([[[11, 250, 13], [13, 0, 0]]], dtype), product=nlcd, offset_add=0)
     assert caught.value.failure == "corrupt"
+    labels = nlcd.model_copy(update={"nodata": None, "ignore_class": 13})
+    unlabelled = harmonise(np.array([[[11, 13]]], dtype), product=labels, offset_add=0)
+    assert unlabelled.stored.tolist() == [[[11, 13]]]
 
 
 def test_the_delivered_array_is_left_alone() -> None:

@@ -146,6 +146,17 @@ def test_beyond_the_file_there_is_nothing(tmp_path: Path) -> None:
     assert 50 < (found == 1).sum() < 150
 
 
+def test_what_a_file_itself_calls_nothing_is_nothing(tmp_path: Path) -> None:
+    """Editions of a map differ in the number: 0 in one, 250 in the next."""
+    east, north = centres(CELL, 5070)
+    codes = np.full((400, 400), 11, "uint8")
+    codes[:, 200:] = 250
+    there = Affine(30, 0, east.mean() - 200 * 30, 0, -30, north.mean() + 200 * 30)
+    href = write(tmp_path / "map.tif", codes, crs="EPSG:5070", transform=there, nodata=250)
+    found = read(href, method="nearest", nodata=0)
+    assert set(np.unique(found).tolist()) == {0, 11}
+
+
 @pytest.mark.parametrize(
     ("profile", "failure"),
     [
