@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pipeline.pretrain.methods.data2vec import Data2Vec, draw_blocks, regression_loss
+from pipeline.pretrain.draws import draw_seed, own_uniform
+from pipeline.pretrain.methods.data2vec import (
+    LEAST_ASPECT,
+    LEAST_BLOCK,
+    TRIES,
+    Data2Vec,
+    draw_blocks,
+    regression_loss,
+)
 
 
 def data2vec(vit, **more):
@@ -29,15 +40,49 @@ def test_the_loss_of_a_case_done_by_hand():
 @given(st.integers(2, 9), st.integers(2, 9), st.floats(0.05, 0.95), st.integers(0, 99))
 def test_blocks_hide_some_tokens_and_no_more_than_asked(rows, columns, fraction, seed):
     random = torch.Generator().manual_seed(seed)
-    hidden = draw_blocks(rows, columns, fraction, random)
-    assert hidden.shape == (rows * columns,)
-    assert 1 <= hidden.sum() <= max(round(rows * columns * fraction), 1)
-    assert not hidden.all()
+    hidden = draw_blocks(5, rows, columns, fraction, random)
+    assert hidden.shape == (5, rows * columns)
+    counts = hidden.sum(dim=1)
+    assert (counts >= 1).all()
+    assert (counts <= max(round(rows * columns * fraction), 1)).all()
+    assert not hidden.all(dim=1).any()
+
+
+def one_by_one(rows, columns, fraction, draws):
+    """Hide blocks of one item, block by block, with the draws of each try."""
+    most = min(max(round(rows * columns * fraction), 1), rows * columns - 1)
+    least = min(max(round(LEAST_BLOCK * rows * columns), 1), most)
+    hidden = np.zeros((rows, columns), bool)
+    failures = 0
+    while (left := most - int(hidden.sum())) and failures < TRIES:
+        size, aspect, upper, start = next(draws)
+        area = least + size * max(left - least, 0)
+        ratio = math.exp((2 * aspect - 1) * -math.log(LEAST_ASPECT))
+        tall = min(max(round(math.sqrt(area * ratio)), 1), rows)
+        wide = min(max(round(math.sqrt(area / ratio)), 1), columns)
+        y, x = int(upper * (rows - tall + 1)), int(start * (columns - wide + 1))
+        block = hidden[y : y + tall, x : x + wide]
+        added = int((~block).sum())
+        if 0 < added <= left:
+            block[:] = True
+        failures = 0 if 0 < added <= left else failures + 1
+    if not hidden.any():
+        hidden[rows // 2, columns // 2] = True
+    return hidden.ravel()
+
+
+@given(st.integers(2, 14), st.integers(2, 14), st.floats(0.05, 0.95), st.integers(0, 99))
+def test_blocks_of_a_batch_are_those_of_its_items_one_by_one(rows, columns, fraction, seed):
+    found = draw_blocks(3, rows, columns, fraction, torch.Generator().manual_seed(seed))
+    key = draw_seed(torch.Generator().manual_seed(seed))
+    for item in range(3):
+        draws = (own_uniform(3, 4, key, tries)[item] for tries in range(10**6))
+        assert np.array_equal(found[item].numpy(), one_by_one(rows, columns, fraction, draws))
 
 
 def test_on_a_usual_grid_nearly_as_much_is_hidden_as_asked_in_blocks():
     random = torch.Generator().manual_seed(0)
-    drawn = torch.stack([draw_blocks(14, 14, 120 / 196, random) for _ in range(40)])
+    drawn = draw_blocks(40, 14, 14, 120 / 196, random)
     assert 100 < drawn.sum(dim=1).float().mean() <= 120
     grid = drawn.view(40, 14, 14)
     together = (grid[:, :, 1:] == grid[:, :, :-1]).float().mean()

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from pipeline.pretrain.data.batches import WHOLE, Share
 from pipeline.pretrain.methods.method import View
+from pipeline.pretrain.sending import send
 
 #: Aspect ratios of crops (Szegedy et al. 2015, as in torchvision's RandomResizedCrop).
 ASPECTS = (3 / 4, 4 / 3)
@@ -52,12 +53,13 @@ class Augmentation:
         ours = share.of(count)
         drawn = draw_boxes(count * TRIES, height, width, self.area, generator)
         flips = torch.randint(0, 2, (count, 2), generator=generator) * 2 - 1
-        boxes = choose_boxes(view.valid, drawn.view(count, TRIES, 4)[ours])
-        out = crop(view, boxes, flips[ours], self.size_px)
+        needed = [drawn.view(count, TRIES, 4)[ours], flips[ours]]
         if self.blur:
-            sigma = self._draw_sigma_px(count, generator)
-            out = blur(out, sigma[ours], kernel_px(self.size_px))
-        return out
+            sigma_px = self._draw_sigma_px(count, generator)[ours]
+            needed += gaussians(sigma_px, kernel_px(self.size_px))
+        tried, flips, *kernels = send(needed, view.image.device)
+        out = crop(view, choose_boxes(view.valid, tried), flips, self.size_px)
+        return _blurred(out, *kernels) if kernels else out
 
     def _draw_sigma_px(self, count: int, generator: torch.Generator) -> Tensor:
         low, high = BLUR_SIGMA_PX
@@ -101,26 +103,25 @@ def draw_boxes(
 def choose_boxes(valid: Tensor, boxes: Tensor) -> Tensor:
     """Return each item's first box with enough valid values in it, or its best.
 
-    Nothing waits for the device: all boxes are drawn beforehand, and counted in one pass.
+    Nothing waits for the device: all boxes are drawn beforehand, counted in one pass, and are where
+    `valid` is.
 
     Parameters
     ----------
     valid : Tensor, bool, shape (batch, band, y, x)
         A band without any valid value in an item is not missed there.
     boxes : Tensor, float32, shape (batch, try, 4)
-        Upper edge, left edge, height, width.
+        Upper edge, left edge, height, width; on the device of `valid`.
 
     Returns
     -------
     Tensor, float32, shape (batch, 4)
-        On the device of `valid`.
     """
     height, width = valid.shape[-2:]
     present = valid.flatten(2).any(dim=2).sum(dim=1).clamp(min=1)
     per_pixel = valid.sum(dim=1) / present.view(-1, 1, 1)
     # Sums over everything above and to the left, so that any box is four look-ups.
     sums = F.pad(per_pixel.cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0)).flatten(1)
-    boxes = boxes.to(valid.device)
     upper, left, tall, wide = boxes.unbind(dim=2)
     top, start = upper.floor().long(), left.floor().long()
     bottom = (upper + tall).ceil().long().clamp(max=height)
@@ -151,14 +152,13 @@ def crop(view: View, boxes: Tensor, flips: Tensor, size_px: int) -> View:
     """
     height, width = view.image.shape[-2:]
     upper, left, tall, wide = boxes.unbind(dim=1)
-    flips = flips.to(boxes.device)
     theta = torch.zeros(len(boxes), 2, 3, device=boxes.device)
     theta[:, 0, 0] = flips[:, 1] * wide / width
     theta[:, 0, 2] = (2 * left + wide) / width - 1
     theta[:, 1, 1] = flips[:, 0] * tall / height
     theta[:, 1, 2] = (2 * upper + tall) / height - 1
     shape = [len(boxes), view.image.shape[1], size_px, size_px]
-    grid = F.affine_grid(theta, shape, align_corners=False).to(view.image.device)
+    grid = F.affine_grid(theta, shape, align_corners=False)
 
     def resample(values: Tensor) -> Tensor:
         return F.grid_sample(values, grid, padding_mode="border", align_corners=False)
@@ -172,8 +172,9 @@ def resize(view: View, size_px: int) -> View:
     if height == width == size_px:
         return view
     count = len(view.image)
-    boxes = torch.tensor([[0.0, 0.0, height, width]]).expand(count, 4)
-    return crop(view, boxes, torch.ones(count, 2), size_px)
+    boxes = view.image.new_zeros(count, 4)
+    boxes[:, 2], boxes[:, 3] = height, width
+    return crop(view, boxes, view.image.new_ones(count, 2), size_px)
 
 
 def regrid(view: View, size_px: int) -> View:
@@ -206,11 +207,21 @@ def blur(view: View, sigma_px: Tensor, edge_px: int) -> View:
     edge_px : int
         Edge of the kernel, odd.
     """
+    kernels = gaussians(sigma_px, edge_px)
+    return _blurred(view, *send(kernels, view.image.device)) if kernels else view
+
+
+def gaussians(sigma_px: Tensor, edge_px: int) -> list[Tensor]:
+    """Return the kernel of each item as one tensor (batch, edge_px); none if nothing is blurred."""
     if edge_px == 1 or not bool((sigma_px > 0).any()):
-        return view
+        return []
     reach = torch.arange(edge_px, dtype=torch.float32) - edge_px // 2
     kernels = torch.exp(-0.5 * (reach / sigma_px.clamp(min=1e-3).unsqueeze(1)).square())
-    kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(view.image.device)
+    return [kernels / kernels.sum(dim=1, keepdim=True)]
+
+
+def _blurred(view: View, kernels: Tensor) -> View:
+    """Blur each item with its own kernel, which is where the view is."""
     weight = _convolve(view.valid.to(torch.float32), kernels)
     blurred = _share_out(_convolve(view.image, kernels), weight)
     # What was not seen stays so: a blur must not invent values.

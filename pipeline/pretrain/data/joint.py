@@ -22,6 +22,7 @@ from pipeline.pretrain.data.batches import WHOLE, Batch, Share
 from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.encoders.wavelength import Sensor
 from pipeline.pretrain.methods.method import View
+from pipeline.pretrain.sending import send
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +101,9 @@ class Joint:
     def _hide(self, view: View, generator: torch.Generator, share: Share) -> tuple[View, Tensor]:
         """Hide products of our share of a batch; return the scale of the rest, (view, 1, 1, 1)."""
         items = len(view.image) * share.ranks
-        keep = self.draw(items, generator)[share.of(items)].to(view.image.device)
-        widths = torch.tensor([len(sensor.bands) for sensor in self.sensors], device=keep.device)
-        bands = keep.repeat_interleave(widths, dim=1)
+        keep = self.draw(items, generator)[share.of(items)]
+        widths = torch.tensor([len(sensor.bands) for sensor in self.sensors])
+        (bands,) = send([keep.repeat_interleave(widths, dim=1)], view.image.device)
         seen = view.valid & bands[:, :, None, None]
         scale = bands.shape[1] / bands.sum(dim=1, dtype=torch.float32)
         return View(torch.where(seen, view.image, 0.0), seen), scale.view(-1, 1, 1, 1)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from pipeline.pretrain.data.augment import LEAST_VALID, TRIES
 from pipeline.pretrain.data.batches import WHOLE, Batch, Share, Stored
+from pipeline.pretrain.sending import send
 
 
 def choose_corners(seen: Sequence[Tensor], corners: Sequence[Tensor], window_px: int) -> Tensor:
@@ -21,7 +22,7 @@ def choose_corners(seen: Sequence[Tensor], corners: Sequence[Tensor], window_px:
         Of each view of the items, the share of a pixel that was seen. A window is as good as it is
         in the view that shows least of it.
     corners : sequence of Tensors, int64, shape (batch, window, try, 2)
-        Upper and left edges in each view.
+        Upper and left edges in each view; on the device of `seen`.
     window_px : int
 
     Returns
@@ -30,7 +31,7 @@ def choose_corners(seen: Sequence[Tensor], corners: Sequence[Tensor], window_px:
         Numbers of tries, on the device of `seen`.
     """
     shares = [
-        _share_inside(one, places.to(one.device), window_px)
+        _share_inside(one, places, window_px)
         for one, places in zip(seen, corners, strict=True)
     ]
     share = torch.stack(shares).amin(dim=0)
@@ -41,7 +42,7 @@ def choose_corners(seen: Sequence[Tensor], corners: Sequence[Tensor], window_px:
 def take_tries(corners: Tensor, chosen: Tensor) -> Tensor:
     """Return the chosen corners: (batch, window, try, 2), (batch, window) -> (batch, window, 2)."""
     where = chosen[..., None, None].expand(*chosen.shape, 1, 2)
-    return corners.to(chosen.device).gather(2, where).squeeze(2)
+    return corners.gather(2, where).squeeze(2)
 
 
 def cut_alike(
@@ -64,7 +65,7 @@ def cut_alike(
     count = items * share.ranks
     last = torch.tensor([height, width]) - edge_px
     drawn = (torch.rand(count, 1, TRIES, 2, generator=generator) * (last + 1)).long()
-    drawn = drawn[share.of(count)]
+    (drawn,) = send([drawn[share.of(count)]], batch[0].bands.device)
     distinct = {id(view): view for view in batch}
     seen = [(view.mask != 0).float() for view in distinct.values()]
     corners = take_tries(drawn, choose_corners(seen, [drawn] * len(seen), edge_px))[:, 0]

@@ -3,7 +3,8 @@
 Each keeps what tells materials apart, the shape of the spectrum, and takes away what does not: a
 few bands, the exact level, single pixels. The shares of bands and pixels, and how often they are
 taken, are those of the code for arXiv 2306.10955; gain and noise are our own choice. All random
-numbers come from one generator on the CPU, so they are the same on every device.
+numbers come from one generator on the CPU, so they are the same on every device; but for the noise,
+as large as the windows themselves, which is drawn where they are, from a seed of that generator.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipeline.pretrain.draws import draw_seed
 from pipeline.pretrain.methods.method import View
+from pipeline.pretrain.sending import send
 
 #: How often each of the changes that leave something out is made, and the share it leaves out.
 OFTEN = 0.75
@@ -38,8 +41,8 @@ def disturb(view: View, generator: torch.Generator) -> View:
 def turn(view: View, generator: torch.Generator) -> View:
     """Turn all windows by the same multiple of 90 degrees, and flip half of them."""
     quarter = int(torch.randint(0, 4, (), generator=generator))
-    flipped = torch.rand(len(view.image), generator=generator) < 0.5
-    flipped = flipped.to(view.image.device).view(-1, 1, 1, 1)
+    drawn = torch.rand(len(view.image), generator=generator) < 0.5
+    (flipped,) = send([drawn.view(-1, 1, 1, 1)], view.image.device)
 
     def turned(values: Tensor) -> Tensor:
         rotated = torch.rot90(values, quarter, dims=(2, 3))
@@ -55,10 +58,11 @@ def average_bands(view: View, generator: torch.Generator) -> View:
     chosen = torch.rand(RUNS, count, generator=generator) < OFTEN
     starts = torch.randint(0, bands - run + 1, (RUNS, count), generator=generator)
     image, weight = view.image, view.valid.to(view.image.dtype)
-    places = torch.arange(bands)
+    places = torch.arange(bands, device=image.device)
+    chosen, starts = send([chosen, starts], image.device)
     for often, start in zip(chosen, starts.unsqueeze(-1), strict=True):
         inside = (places >= start) & (places < start + run) & often.unsqueeze(1)
-        inside = inside.to(image.device).view(count, bands, 1, 1)
+        inside = inside.view(count, bands, 1, 1)
         share = inside * weight
         mean = (image * share).sum(dim=1, keepdim=True) / share.sum(dim=1, keepdim=True).clamp(1)
         image = torch.where(inside & view.valid, mean, image)
@@ -67,9 +71,11 @@ def average_bands(view: View, generator: torch.Generator) -> View:
 
 def gain_and_noise(view: View, generator: torch.Generator) -> View:
     """Scale each window a little and add a little noise to every value that was seen."""
-    gain = 1 + GAIN * torch.randn(len(view.image), 1, 1, 1, generator=generator)
-    noise = NOISE * torch.randn(view.image.shape, generator=generator)
-    changed = view.image * gain.to(view.image.device) + noise.to(view.image.device)
+    device = view.image.device
+    (gain,) = send([1 + GAIN * torch.randn(len(view.image), 1, 1, 1, generator=generator)], device)
+    there = torch.Generator(device).manual_seed(draw_seed(generator))
+    noise = NOISE * torch.randn(view.image.shape, generator=there, device=device)
+    changed = view.image * gain + noise
     return View(torch.where(view.valid, changed, 0.0), view.valid)
 
 
@@ -79,5 +85,6 @@ def leave_out(view: View, axes: tuple[int, int, int], generator: torch.Generator
     count = len(view.image)
     chosen = torch.rand(count, 1, 1, 1, generator=generator) < OFTEN
     out = (torch.rand(count, *shape, generator=generator) < DROPPED) & chosen
-    valid = view.valid & ~out.to(view.valid.device)
+    (out,) = send([out], view.valid.device)
+    valid = view.valid & ~out
     return View(torch.where(valid, view.image, 0.0), valid)

@@ -20,6 +20,7 @@ from pipeline.pretrain.encoders.spectra import disturb
 from pipeline.pretrain.methods.barlow import BarlowTwins
 from pipeline.pretrain.methods.method import Learned, View
 from pipeline.pretrain.ranks import rank
+from pipeline.pretrain.sending import send
 
 #: How far apart the two windows of a pair are at most, in y and in x.
 NEIGHBOURHOOD_PX = 2
@@ -67,7 +68,8 @@ class PixelBarlow(BarlowTwins):
         first = (torch.rand(shape, generator=generator) * (last + 1)).long()
         reach = 2 * NEIGHBOURHOOD_PX + 1
         shift = torch.randint(0, reach, shape, generator=generator) - NEIGHBOURHOOD_PX
-        drawn = (first, torch.minimum((first + shift).clamp(min=0), last))
+        second = torch.minimum((first + shift).clamp(min=0), last)
+        drawn = send([first, second], views[0].image.device)
         chosen = choose_corners([seen_of(view) for view in views], drawn, self.window_px)
         corners = [take_tries(part, chosen) for part in drawn]
         cut = [
@@ -91,7 +93,7 @@ def cut_windows(view: View, corners: Tensor, window_px: int) -> View:
     view : View
         Shape (batch, band, y, x).
     corners : Tensor, int64, shape (batch, window, 2)
-        Upper and left edge.
+        Upper and left edge; on the device of the view.
     window_px : int
 
     Returns
@@ -104,11 +106,10 @@ def cut_windows(view: View, corners: Tensor, window_px: int) -> View:
     item = torch.arange(batch, device=corners.device).view(-1, 1, 1, 1).expand(-1, windows, 1, 1)
     rows = corners[..., 0].view(batch, windows, 1, 1) + reach.view(-1, 1)
     columns = corners[..., 1].view(batch, windows, 1, 1) + reach
-    where = [part.to(view.image.device) for part in (item, rows, columns)]
 
     def cut(values: Tensor) -> Tensor:
         # Indices around a slice: the bands come last, (batch, window, y, x, band).
-        windows = values[where[0], :, where[1], where[2]]
+        windows = values[item, :, rows, columns]
         return windows.flatten(0, 1).permute(0, 3, 1, 2)
 
     return View(cut(view.image), cut(view.valid))

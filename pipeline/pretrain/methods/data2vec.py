@@ -19,14 +19,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.pretrain.draws import draw_seed, own_uniform
 from pipeline.pretrain.methods.mae import patchify
 from pipeline.pretrain.methods.method import Learned, Method, View, drop_paths, follow
-from pipeline.pretrain.ranks import own_rows, size, sum_over_ranks
+from pipeline.pretrain.ranks import sum_over_ranks
+from pipeline.pretrain.sending import send
 
 #: The momentum of the teacher at the end (SSL4EO-S12).
 LAST_MOMENTUM = 0.9998
@@ -40,34 +44,70 @@ LEAST_ASPECT = 0.3
 TRIES = 10
 
 
-def draw_blocks(rows: int, columns: int, fraction: float, generator: torch.Generator) -> Tensor:
-    """Hide rectangles of tokens until about a share of them is hidden.
+def draw_blocks(
+    items: int, rows: int, columns: int, fraction: float, generator: torch.Generator
+) -> Tensor:
+    """Hide rectangles of tokens in each item until about a share of them is hidden.
+
+    Ranks with equal generators hide as one rank with all of their items would.
 
     Returns
     -------
-    Tensor, bool, shape (rows * columns,)
+    Tensor, bool, shape (items, rows * columns)
         True where hidden: at least one token, at most the share, but for rounding, and never all.
     """
     most = min(max(round(rows * columns * fraction), 1), rows * columns - 1)
+    hidden = np.zeros((items, rows, columns), bool)
+    failures = np.zeros(items, "int64")
+    left = np.full(items, most)
+    seed, tries = draw_seed(generator), 0
+    while (open_ := (left > 0) & (failures < TRIES)).any():
+        block = place_blocks(own_uniform(items, 4, seed, tries), left, most, (rows, columns))
+        added = (block & ~hidden).sum(axis=(1, 2))
+        fits = open_ & (added > 0) & (added <= left)
+        hidden |= block & fits[:, None, None]
+        left -= np.where(fits, added, 0)
+        failures = np.where(fits, 0, failures + 1)
+        tries += 1
+    hidden[left == most, rows // 2, columns // 2] = True
+    return torch.from_numpy(hidden.reshape(items, -1))
+
+
+def place_blocks(
+    draws: NDArray[np.float64], left: NDArray[np.int64], most: int, grid: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Turn draws into one rectangle of tokens for each item.
+
+    Parameters
+    ----------
+    draws : float64 array, shape (item, 4)
+        Of size, aspect, upper and left edge, each from [0, 1).
+    left : int64 array, shape (item,)
+        How many tokens may still be hidden.
+    most : int
+        How many may be hidden of an item at all.
+    grid : (int, int)
+        Rows and columns of tokens.
+
+    Returns
+    -------
+    bool array, shape (item, row, column)
+    """
+    rows, columns = grid
     least = min(max(round(LEAST_BLOCK * rows * columns), 1), most)
-    hidden = torch.zeros(rows, columns, dtype=torch.bool)
-    span = -math.log(LEAST_ASPECT)
-    failures = 0
-    while (left := most - int(hidden.sum())) and failures < TRIES:
-        size_, aspect, upper, start = torch.rand(4, generator=generator).tolist()
-        area = least + size_ * max(left - least, 0)
-        ratio = math.exp((2 * aspect - 1) * span)
-        tall = min(max(round(math.sqrt(area * ratio)), 1), rows)
-        wide = min(max(round(math.sqrt(area / ratio)), 1), columns)
-        y, x = int(upper * (rows - tall + 1)), int(start * (columns - wide + 1))
-        block = hidden[y : y + tall, x : x + wide]
-        added = int((~block).sum())
-        if 0 < added <= left:
-            block.fill_(True)
-        failures = 0 if 0 < added <= left else failures + 1
-    if not hidden.any():
-        hidden[rows // 2, columns // 2] = True
-    return hidden.flatten()
+    size, aspect, upper, start = draws.T
+    area = least + size * np.maximum(left - least, 0)
+    ratio = np.exp((2 * aspect - 1) * -math.log(LEAST_ASPECT))
+    tall = np.rint(np.sqrt(area * ratio)).astype("int64").clip(1, rows)
+    wide = np.rint(np.sqrt(area / ratio)).astype("int64").clip(1, columns)
+    y = (upper * (rows - tall + 1)).astype("int64")
+    x = (start * (columns - wide + 1)).astype("int64")
+    row = np.arange(rows) - y[:, None]
+    column = np.arange(columns) - x[:, None]
+    inside_rows = (row >= 0) & (row < tall[:, None])
+    inside_columns = (column >= 0) & (column < wide[:, None])
+    found: NDArray[np.bool_] = inside_rows[:, :, None] & inside_columns[:, None, :]
+    return found
 
 
 def regression_loss(predicted: Tensor, target: Tensor, wanted: Tensor) -> Tensor:
@@ -143,7 +183,9 @@ class Data2Vec(Method):
     def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:
         """Return the loss of one batch."""
         (view,) = views
-        hidden = self._draw(len(view.image), generator).to(view.image.device)
+        rows, columns = self.encoder.patch_embed.grid_size
+        drawn = draw_blocks(len(view.image), rows, columns, self.mask_fraction, generator)
+        (hidden,) = send([drawn], view.image.device)
         seen = self.see(view.image, hidden)
         predicted = self.predictor(seen)
         target = self.targets(view.image)
@@ -177,11 +219,3 @@ class Data2Vec(Method):
             outputs.append(F.layer_norm(tokens.float(), tokens.shape[-1:]))
         upper = outputs[len(outputs) // 2 :]
         return F.layer_norm(torch.stack(upper).mean(dim=0), tokens.shape[-1:])
-
-    def _draw(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Draw what is hidden of each item: bool, (batch, token)."""
-        rows, columns = self.encoder.patch_embed.grid_size
-        drawn = [
-            draw_blocks(rows, columns, self.mask_fraction, generator) for _ in range(batch * size())
-        ]
-        return own_rows(torch.stack(drawn))

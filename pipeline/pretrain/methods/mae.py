@@ -16,11 +16,16 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from pipeline.pretrain.draws import draw_seed, own_uniform
 from pipeline.pretrain.methods.method import Learned, Method, View
-from pipeline.pretrain.ranks import own_rows, size, sum_over_ranks
+from pipeline.pretrain.ranks import sum_over_ranks
+from pipeline.pretrain.sending import send
 
 #: Added to a token's variance before the root, as in the paper's code.
 VARIANCE_FLOOR = 1e-6
+
+
+ON_CPU = torch.device("cpu")
 
 
 class Hidden(NamedTuple):
@@ -50,13 +55,20 @@ def patchify(image: Tensor, patch_px: int) -> Tensor:
     return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_px**2 * bands)
 
 
-def choose_hidden(batch: int, tokens: int, fraction: float, generator: torch.Generator) -> Hidden:
+def choose_hidden(
+    batch: int,
+    tokens: int,
+    fraction: float,
+    generator: torch.Generator,
+    device: torch.device = ON_CPU,
+) -> Hidden:
     """Hide a share of each item's tokens at random, at least one and never all.
 
     Ranks with equal generators hide as one rank with all of their items would.
     """
     count = min(max(round(tokens * fraction), 1), tokens - 1)
-    draws = own_rows(torch.rand(batch * size(), tokens, generator=generator))
+    drawn = torch.from_numpy(own_uniform(batch, tokens, draw_seed(generator)))
+    (draws,) = send([drawn], device)
     order = draws.argsort(dim=1)
     return Hidden(order[:, count:], order[:, :count])
 
@@ -150,8 +162,8 @@ class MAE(Method):
         """Return the loss of one batch."""
         (view,) = views
         tokens = self.positions.shape[1]
-        chosen = choose_hidden(len(view.image), tokens, self.mask_fraction, generator)
-        chosen = Hidden(*(numbers.to(view.image.device) for numbers in chosen))
+        count, device = len(view.image), view.image.device
+        chosen = choose_hidden(count, tokens, self.mask_fraction, generator, device)
         seen = self.encode(view.image, chosen.kept)
         predicted = self.decode(seen, chosen)
         target = take(patchify(view.image, self.patch_px), chosen.hidden)

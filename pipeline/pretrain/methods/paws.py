@@ -85,7 +85,7 @@ def paws_loss(first: Tensor, second: Tensor, *small: Tensor) -> Tensor:
     target = torch.where(target < LEAST_TARGET, 0.0, target)
     agreement: Tensor = -torch.special.xlogy(target, said).sum(dim=1).mean()
     sharp = sharpen(said)
-    total = sum_over_ranks(torch.cat([sharp.sum(dim=0), sharp.new_tensor([len(sharp)])]))
+    total = sum_over_ranks(torch.cat([sharp.sum(dim=0), sharp.new_full((1,), len(sharp))]))
     return agreement - entropy(total[:-1] / total[-1])
 
 

@@ -11,6 +11,7 @@ Crops are of two sizes (section 3.3): small ones predict, the two large ones are
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +134,12 @@ class SwAV(Method):
         self.head = mlp(width, hidden_width, EMBEDDING_WIDTH)
         self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, EMBEDDING_WIDTH), dim=1))
         self.register_buffer("queue", torch.zeros(GLOBAL_CROPS, queue, EMBEDDING_WIDTH))
+        # In the state; what is read is `remembered`, which lies where it is needed: to ask the
+        # device for a number is to wait for it.
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
+        self.remembered = 0
+        hook: Any = self.register_load_state_dict_post_hook
+        hook(_recall)
         self.queue_from = round(QUEUE_FROM * steps)
         self.frozen_steps = frozen_steps
         self.temperature = temperature
@@ -177,7 +183,7 @@ class SwAV(Method):
         everyone = gather_rows(scores.detach())
         count = len(everyone)
         if self.step >= self.queue_from:
-            remembered = self.queue[crop, : int(self.filled)] @ self.prototypes.T
+            remembered = self.queue[crop, : self.remembered] @ self.prototypes.T
             everyone = torch.cat([everyone, remembered])
         return own_rows(balance(everyone)[:count])
 
@@ -187,4 +193,10 @@ class SwAV(Method):
         newest = torch.stack([gather_rows(part) for part in unit])
         size = self.queue.shape[1]
         self.queue.copy_(torch.cat([newest, self.queue], dim=1)[:, :size])
-        self.filled.copy_((self.filled + newest.shape[1]).clamp(max=size))
+        self.remembered = min(self.remembered + newest.shape[1], size)
+        self.filled.fill_(self.remembered)
+
+
+def _recall(method: SwAV, keys: object) -> None:  # noqa: ARG001
+    """Read how much is remembered from a state that was loaded."""
+    method.remembered = int(method.filled)
