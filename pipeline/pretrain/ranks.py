@@ -145,6 +145,25 @@ def gather_rows(values: Tensor) -> Tensor:
     return gathered
 
 
+def first_rows(values: Tensor, most: int) -> Tensor:
+    """Return the first rows of all ranks, rank after rank, without gradient: no more than `most`.
+
+    Parameters
+    ----------
+    values : Tensor, shape (batch, ...)
+        As many rows on every rank.
+    most : int
+    """
+    values = values.detach()
+    if not started():
+        return values[:most]
+    begin, total = rank() * len(values), min(size() * len(values), most)
+    rows = values.new_zeros(total, *values.shape[1:])
+    mine = rows[begin : begin + len(values)]
+    mine.copy_(values[: len(mine)])
+    return _summed(rows)
+
+
 def own_rows(values: Tensor) -> Tensor:
     """Return this rank's share of rows that all ranks know: (ranks * batch, ...) -> (batch, ...).
 

@@ -31,7 +31,7 @@ from pipeline.pretrain.encoders.backbones import EncoderShape
 from pipeline.pretrain.encoders.norms import share_norms
 from pipeline.pretrain.encoders.wavelength import aim
 from pipeline.pretrain.methods.method import Learned, Method, View
-from pipeline.pretrain.monitors import Health, health, wrong_with
+from pipeline.pretrain.monitors import MOST_ITEMS, Health, health, wrong_with
 from pipeline.pretrain.optimise import build_optimizer, set_rates
 from pipeline.recipe import Pretrain
 
@@ -322,9 +322,9 @@ def _note(run: Run, learned: Learned, rate: float, validate: Callable[[Run], flo
             f"the loss is {loss} after step {run.step}; lower `pretrain.learning_rate` or raise "
             "`pretrain.warmup_steps`."
         )
-    measured = health(ranks.gather_rows(learned.embedding))
+    measured = health(ranks.first_rows(learned.embedding, MOST_ITEMS))
     vectors = learned.compared
-    compared = NOTHING if vectors is None else health(ranks.gather_rows(vectors))
+    compared = NOTHING if vectors is None else health(ranks.first_rows(vectors, MOST_ITEMS))
     run.log.append(
         {
             "step": float(run.step),

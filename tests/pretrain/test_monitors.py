@@ -45,6 +45,25 @@ def test_zero_embeddings_are_a_collapse_and_no_error():
     assert health(torch.zeros(4, 3)).collapsed
 
 
+@pytest.mark.parametrize(
+    "embedding",
+    [
+        gaussian(40, 90),
+        gaussian(90, 40),
+        gaussian(64, 64) * torch.logspace(0, -4, 64),
+        gaussian(70, 3).double() @ gaussian(3, 50, seed=1).double(),
+        gaussian(1, 20).expand(30, 20),
+        torch.zeros(5, 4),
+    ],
+)
+def test_the_rank_is_that_of_the_singular_values(embedding):
+    unit = F.normalize(embedding.double(), dim=1)
+    singular = torch.linalg.svdvals(unit)
+    share = singular / singular.sum().clamp(min=1e-300)
+    wanted = torch.exp(-torch.special.xlogy(share, share).sum()).item()
+    assert health(embedding).rank == pytest.approx(wanted, rel=1e-6)
+
+
 def lines(*pairs, features=(0.9, 20.0)):
     own = {"embedding_std": features[0], "effective_rank": features[1]}
     return [{"compared_std": std, "compared_rank": rank, **own} for std, rank in pairs]

@@ -129,9 +129,16 @@ class Head(nn.Module):
         A cosine is divided by a small temperature later: rounded to bfloat16 it would be off by a
         twentieth.
         """
-        vectors = self.layers(features)
-        with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(vectors.float(), dim=1) @ F.normalize(self.prototypes, dim=1).T
+        return self.compare(self.vectors(features))
+
+    def vectors(self, features: Tensor) -> Tensor:
+        """Return the unit vectors of features in the bottleneck, float32."""
+        return F.normalize(self.layers(features).float(), dim=1)
+
+    def compare(self, vectors: Tensor) -> Tensor:
+        """Return the cosines of unit vectors with the prototypes."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            return vectors @ F.normalize(self.prototypes, dim=1).T
 
 
 def _linear(width: int, out: int) -> nn.Linear:
@@ -211,7 +218,8 @@ class DINO(Method):
             teacher = _by_crop(self.head(self.encoder(large)), GLOBAL_CROPS)
         temperature = self.schedule.temperature(self.step)
         features = [self.student(images) for images in of_one_size(views)]
-        logits = [self.student_head(part) for part in features]
+        vectors = [self.student_head.vectors(part) for part in features]
+        logits = [self.student_head.compare(part) for part in vectors]
         with torch.autocast(teacher.device.type, enabled=False):
             loss = dino_loss(
                 _by_crop(torch.cat(logits), len(views)),
@@ -223,7 +231,8 @@ class DINO(Method):
             measures = self._measures(teacher, temperature)
             self._recentre(teacher)
         first = slice(len(views[0].image))
-        compared = logits[0][first].detach()
+        # Not the cosines: those are the same vectors seen from as many sides as prototypes.
+        compared = vectors[0][first].detach()
         return Learned(loss, features[0][first].detach().float(), compared, measures)
 
     @torch.no_grad()
@@ -243,7 +252,7 @@ class DINO(Method):
     def _recentre(self, teacher: Tensor) -> None:
         """Move the centre towards the mean of the teacher's logits on all ranks."""
         rows = teacher.flatten(0, 1)
-        total = sum_over_ranks(torch.cat([rows.sum(dim=0), rows.new_tensor([len(rows)])]))
+        total = sum_over_ranks(torch.cat([rows.sum(dim=0), rows.new_full((1,), len(rows))]))
         self.centre.lerp_(total[:-1] / total[-1], 1 - self.centre_momentum)
 
 
