@@ -7,10 +7,12 @@ checked on is of the validation part. The test part is left to `terrashard evalu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.errors import RecipeError
 from pipeline.evaluate.features import EncoderFeatures, describe_windows
@@ -21,6 +23,7 @@ from pipeline.pretrain.data.batches import Stored
 from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.encoders.wavelength import aim
 from pipeline.pretrain.model import Model
+from pipeline.pretrain.sending import send
 from pipeline.pretrain.train import Run, Support
 from pipeline.recipe import Evaluate, LoadedRecipe, Pretrain
 from pipeline.store.patches import PatchReader
@@ -28,6 +31,14 @@ from pipeline.store.reader import Dataset
 
 #: Windows of either part that a check looks at, at most: it is made while the device waits.
 MOST_CHECKED = 1000
+
+#: Windows of the labelled support that are kept in memory, decoded, if all of them together take no
+#: more than this; else those of a step are read while the one before goes on.
+MOST_KEPT_BYTES = 2**30
+
+
+#: Bands and mask of windows, as they are stored.
+Pixels = tuple[NDArray[Any], NDArray[np.uint8]]
 
 
 class Labelled(NamedTuple):
@@ -130,31 +141,82 @@ def support_of(
     """Return what draws a step's labelled windows, and how many classes there are.
 
     Equal steps draw equal windows: `settings.support_per_class` of each class of the training part,
-    or of the `settings.support_known` ones that the run knows of each.
+    or of the `settings.support_known` ones that the run knows of each. A step does not wait for
+    them: few are kept in memory, more are read ahead.
     """
     train = windows.of("train")
     if settings.support_known is not None:
         train = draw_support(windows, settings.support_known, settings.seed)
     classes, code = np.unique(windows.label[train], return_inverse=True)
-    edge = windows.edge_px
+    count = settings.support_per_class
+    label = torch.arange(len(classes)).repeat_interleave(count)
+
+    def choose(step: int) -> NDArray[np.int64]:
+        """Draw places in `train`."""
+        random = np.random.default_rng([settings.seed, step])
+        places = [np.flatnonzero(code == number) for number in range(len(classes))]
+        return np.concatenate([random.choice(some, count) for some in places])
+
+    def read(places: NDArray[np.int64]) -> Pixels:
+        return read_windows(windows, reader, train[places], threads=settings.threads)
+
+    one_bytes = windows.edge_px**2 * (len(reader.bands) * reader.dtype.itemsize + 1)
+    if len(train) * one_bytes <= MOST_KEPT_BYTES and settings.support_known is not None:
+        bands, mask = read(np.arange(len(train)))
+
+        def pixels_of(step: int) -> Pixels:
+            places = choose(step)
+            return bands[places], mask[places]
+    else:
+        ahead = _Ahead(lambda step: read(choose(step)), settings.steps)
+        pixels_of = ahead.of
 
     def draw(step: int) -> tuple[Stored, torch.Tensor]:
-        random = np.random.default_rng([settings.seed, step])
-        count = settings.support_per_class
-        drawn = [random.choice(train[code == number], count) for number in range(len(classes))]
-        chosen = np.concatenate(drawn)
-        distinct, where = np.unique(windows.patch[chosen], return_inverse=True)
-        bands, mask = reader.read(distinct, threads=settings.threads)
-        boxes = [
-            (row, slice(y, y + edge), slice(x, x + edge))
-            for row, y, x in zip(where, windows.y_px[chosen], windows.x_px[chosen], strict=True)
-        ]
-        pixels = torch.from_numpy(np.stack([bands[row, :, y, x] for row, y, x in boxes]))
-        seen = torch.from_numpy(np.stack([mask[row, y, x] for row, y, x in boxes]))
-        label = torch.arange(len(classes)).repeat_interleave(count)
-        return Stored(pixels.to(device), seen.to(device), reader.product), label.to(device)
+        drawn = [torch.from_numpy(part) for part in pixels_of(step)]
+        pixels, seen, classes = send([*drawn, label], device)
+        return Stored(pixels, seen, reader.product), classes
 
     return draw, len(classes)
+
+
+class _Ahead:
+    """Reads what a step needs while the step before goes on.
+
+    Parameters
+    ----------
+    read : callable
+        Takes a step; in a thread of its own.
+    stop : int
+        The step at which a run ends.
+    """
+
+    def __init__(self, read: Callable[[int], Pixels], stop: int) -> None:
+        self._read, self._stop = read, stop
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="support")
+        self._next: tuple[int, Future[Pixels]] | None = None
+
+    def of(self, step: int) -> Pixels:
+        """Return what a step needs, and begin with the next."""
+        waiting, self._next = self._next, None
+        found = waiting[1].result() if waiting and waiting[0] == step else self._read(step)
+        if step + 1 < self._stop:
+            self._next = (step + 1, self._pool.submit(self._read, step + 1))
+        return found
+
+
+def read_windows(
+    windows: Windows, reader: PatchReader, chosen: NDArray[np.int64], *, threads: int
+) -> Pixels:
+    """Read windows by their numbers: bands (window, band, y, x) and mask (window, y, x)."""
+    edge = windows.edge_px
+    distinct, where = np.unique(windows.patch[chosen], return_inverse=True)
+    bands, mask = reader.read(distinct, threads=threads)
+    boxes = [
+        (row, slice(y, y + edge), slice(x, x + edge))
+        for row, y, x in zip(where, windows.y_px[chosen], windows.x_px[chosen], strict=True)
+    ]
+    pixels = np.stack([bands[row, :, y, x] for row, y, x in boxes])
+    return pixels, np.stack([mask[row, y, x] for row, y, x in boxes])
 
 
 def check_of(

@@ -4,7 +4,8 @@ zarr-python is not asked. Each object's index is read once and kept (16 bytes a 
 a patch costs one decompression into memory that the caller has set out: of the bytes where they lie
 in the system's memory, or else of what one `pread` brings. Worker processes would cost more than
 the decoding does; Blosc releases the interpreter lock, so threads are enough. A remote object's
-chunks are fetched with one call per object and batch.
+chunks are fetched with one call per object and batch, many calls at a time, and decoded as they
+arrive.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import mmap
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +32,12 @@ from pipeline.store.objects import LocalStore
 MAPPED_BYTES = 2**18
 #: Objects that are mapped at a time: each keeps a file open, of which 1024 are usual.
 MOST_MAPS = 256
-#: Threads that wait for a bucket's answers; waiting takes no core.
-_REMOTE_THREADS = 16
+#: Requests to a bucket in flight, unless the caller says otherwise. Each has a thread of its own,
+#: which waits and takes no core. At 50 ms an answer, 64 are 640 patches a second, bands and mask.
+REQUESTS = 64
+#: Bytes that were asked for and are not decoded yet, at most, whatever the requests; a larger
+#: request is made alone.
+_IN_FLIGHT_BYTES = 2**28
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,26 +119,73 @@ class Decoder:
     """Runs jobs with threads that are kept between calls; may be pickled and forked."""
 
     def __init__(self) -> None:
-        self._pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+        self._pools: dict[tuple[int, str, int], ThreadPoolExecutor] = {}
+        self._rooms: dict[int, _Room] = {}
         self._local = threading.local()
         self._maps: dict[str, memoryview] = {}
 
     def __reduce__(self) -> tuple[type[Decoder], tuple[()]]:
         return Decoder, ()
 
-    def run(self, jobs: Sequence[Job], *, threads: int) -> None:
-        """Do all jobs; returns when the last is done, and raises the first error met."""
+    def run(self, jobs: Sequence[Job], *, threads: int, requests: int = REQUESTS) -> None:
+        """Do all jobs; returns when the last is done, and raises the first error met.
+
+        Parameters
+        ----------
+        jobs : sequence of Job
+        threads : int
+            That decode.
+        requests : int
+            To a bucket, in flight at a time.
+        """
         if not jobs:
             return
         if isinstance(jobs[0].array.store, LocalStore):
             self._share(jobs, self._decode_file, threads)
             return
-        fetched: list[tuple[Job, bytes]] = []
         groups = defaultdict(list)
         for job in jobs:
             groups[id(job.array), job.shard].append(job)
-        self._share(list(groups.values()), lambda g: fetched.extend(_fetch(g)), _REMOTE_THREADS)
-        self._share(fetched, lambda pair: decode_into(pair[1], pair[0].out), threads)
+        decoding: list[Future[None]] = []
+        # Threads that fetch may wait for room, which threads that decode make: never the same ones.
+        pool = self._pool("decode", threads)
+        try:
+            self._share(
+                list(groups.values()),
+                lambda group: decoding.extend(self._fetch(group, pool)),
+                requests,
+                kind="fetch",
+            )
+        finally:
+            wait(decoding)  # they write into the caller's memory
+        for future in decoding:
+            future.result()
+
+    def _fetch(self, group: Sequence[Job], pool: ThreadPoolExecutor) -> list[Future[None]]:
+        """Fetch chunks of one remote object and hand them on; absent ones are filled at once."""
+        array, shard = group[0].array, group[0].shard
+        wanted, ranges = [], []
+        for job in group:
+            start, length = array.locate(shard, job.chunk)
+            if start < 0:
+                job.out[...] = array.fill
+                continue
+            wanted.append(job)
+            ranges.append((start, start + length))
+        if not wanted:
+            return []
+        total = sum(stop - start for start, stop in ranges)
+        room = self._rooms.setdefault(os.getpid(), _Room(_IN_FLIGHT_BYTES))
+        room.take(total)
+        try:
+            found = array.store.get_ranges(array.objects[shard].key, ranges)
+        except BaseException:
+            room.give(total)
+            raise
+        return [
+            pool.submit(_decode, data, job.out, room)
+            for data, job in zip(found, wanted, strict=True)
+        ]
 
     def _decode_file(self, job: Job) -> None:
         start, length = job.array.locate(job.shard, job.chunk)
@@ -181,22 +233,56 @@ class Decoder:
             buffer = self._local.buffer = bytearray(length + length // 2)
         return memoryview(buffer)[:length]
 
-    def _share(self, items: Sequence[Any], work: Callable[[Any], None], threads: int) -> None:
+    def _share(
+        self,
+        items: Sequence[Any],
+        work: Callable[[Any], None],
+        threads: int,
+        *,
+        kind: str = "decode",
+    ) -> None:
         queue = iter(items)  # `next` of a list's iterator is one step: threads may share it
         if min(threads, len(items)) <= 1:
             _drain(queue, work)
             return
-        pool = self._pool(threads)
+        pool = self._pool(kind, threads)
         futures = [pool.submit(_drain, queue, work) for _ in range(min(threads, len(items)))]
         wait(futures)
         for future in futures:
             future.result()
 
-    def _pool(self, threads: int) -> ThreadPoolExecutor:
-        key = (os.getpid(), threads)
+    def _pool(self, kind: str, threads: int) -> ThreadPoolExecutor:
+        key = (os.getpid(), kind, threads)
         if key not in self._pools:
-            self._pools[key] = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+            self._pools[key] = ThreadPoolExecutor(threads, thread_name_prefix=kind)
         return self._pools[key]
+
+
+def _decode(data: bytes, out: NDArray[Any], room: _Room) -> None:
+    try:
+        decode_into(data, out)
+    finally:
+        room.give(len(data))
+
+
+class _Room:
+    """So many bytes, which threads take and give back."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._taken = most, 0
+        self._given = threading.Condition()
+
+    def take(self, count: int) -> None:
+        """Wait until there is room; more than there is at all waits until all was given back."""
+        with self._given:
+            self._given.wait_for(lambda: not self._taken or self._taken + count <= self._most)
+            self._taken += count
+
+    def give(self, count: int) -> None:
+        """Give back what was taken."""
+        with self._given:
+            self._taken -= count
+            self._given.notify_all()
 
 
 def _in_memory(handle: int, start: int, length: int) -> bool:
@@ -212,19 +298,3 @@ def _in_memory(handle: int, start: int, length: int) -> bool:
 def _drain(queue: Iterator[Any], work: Callable[[Any], None]) -> None:
     for item in queue:
         work(item)
-
-
-def _fetch(group: Sequence[Job]) -> Iterable[tuple[Job, bytes]]:
-    """Fetch the chunks of one remote object; absent ones are filled at once."""
-    array, shard = group[0].array, group[0].shard
-    wanted, ranges = [], []
-    for job in group:
-        start, length = array.locate(shard, job.chunk)
-        if start < 0:
-            job.out[...] = array.fill
-            continue
-        wanted.append(job)
-        ranges.append((start, start + length))
-    if not wanted:
-        return []
-    return zip(wanted, array.store.get_ranges(array.objects[shard].key, ranges), strict=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.errors import IntegrityError
 from pipeline.ports import ObjectStore
 from pipeline.store import layout
-from pipeline.store.chunks import ChunkArray, Decoder, Job, ShardObject
+from pipeline.store.chunks import REQUESTS, ChunkArray, Decoder, Job, ShardObject
 from pipeline.store.shard import IMAGES, ArraySpec, image_key
 from pipeline.store.version import ShardEntry, Version
 
@@ -67,6 +67,7 @@ class PatchReader:
         which: Which,
         *,
         threads: int = 2,
+        requests: int = REQUESTS,
         out: NDArray[Any] | None = None,
         mask_out: NDArray[np.uint8] | None = None,
     ) -> tuple[NDArray[Any], NDArray[np.uint8]]:
@@ -78,6 +79,8 @@ class PatchReader:
             Patch numbers; any order. One that is repeated is decoded once.
         threads : int
             Decoding threads.
+        requests : int
+            Of a root in a bucket: requests in flight, over all reads that go on at a time.
         out : array of `dtype`, shape (patch, band, y, x), or None
             Memory to fill, C-contiguous, for example page-locked; None: new memory.
         mask_out : uint8 array, shape (patch, y, x), or None
@@ -97,11 +100,11 @@ class PatchReader:
         out = _memory(out, (len(numbers), *self.shape), self.dtype)
         mask_out = _memory(mask_out, (len(numbers), *self.shape[1:]), np.dtype("uint8"))
         first, where = np.unique(numbers, return_index=True, return_inverse=True)[1:]
-        jobs = [
-            *self._jobs("bands", numbers, out, first),
-            *self._jobs("mask", numbers, mask_out, first),
-        ]
-        self._decoder.run(jobs, threads=threads)
+        bands = self._jobs("bands", numbers, out, first)
+        masks = self._jobs("mask", numbers, mask_out, first)
+        # A patch's two chunks are asked for together.
+        jobs = [job for pair in zip(bands, masks, strict=True) for job in pair]
+        self._decoder.run(jobs, threads=threads, requests=requests)
         for repeat in np.flatnonzero(first[where] != np.arange(len(numbers))):
             out[repeat], mask_out[repeat] = (
                 out[first[where[repeat]]],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pipeline.pretrain.methods.method import View
 from pipeline.run import few_labels as evaluation
 from pipeline.run import labelled as pretraining
 from pipeline.run.evaluate import run_evaluate
-from pipeline.run.labelled import labelled_windows, support_of
+from pipeline.run.labelled import _Ahead, labelled_windows, support_of
 from pipeline.run.pretrain import run_pretrain
 from pipeline.store.reader import open_dataset
 
@@ -151,6 +152,48 @@ def test_the_report_is_about_the_very_windows_that_paws_knew(published_yearly, m
     run_evaluate(loaded, published_yearly.store, device="cpu")
     assert len(drawn[pretraining]) == 10
     assert drawn[pretraining] == drawn[evaluation]
+
+
+def test_known_windows_are_read_once_and_more_are_read_ahead(published, monkeypatch):
+    drawn, asked = {}, {}
+    for known, kept in ((2, True), (2, False), (None, False)):
+        if not kept:
+            monkeypatch.setattr("pipeline.run.labelled.MOST_KEPT_BYTES", 0)
+        pretrain = {**PAWS, "support_known": known, "seed": 4, "steps": 5}
+        loaded = published.recipe(pretrain=pretrain, evaluate=EVALUATE)
+        dataset = open_dataset(published.store)
+        reader = dataset.patches("image")
+        windows = labelled_windows(loaded, dataset, reader)
+        steps = []
+
+        def read(*numbers, plain=reader.read, steps=steps, **more):
+            steps.append(numbers)
+            return plain(*numbers, **more)
+
+        monkeypatch.setattr(reader, "read", read)
+        draw, _ = support_of(windows, reader, loaded.recipe.pretrain, torch.device("cpu"))
+        drawn[known, kept] = [draw(step)[0] for step in range(5)]
+        asked[known, kept] = len(steps)
+        # Steps may come in any order, as after a resumed run began.
+        assert torch.equal(draw(3)[0].bands, drawn[known, kept][3].bands)
+    assert asked == {(2, True): 1, (2, False): 5, (None, False): 5}
+    for one, other in zip(drawn[2, True], drawn[2, False], strict=True):
+        assert torch.equal(one.bands, other.bands)
+        assert torch.equal(one.mask, other.mask)
+
+
+def test_the_support_of_the_next_step_is_read_while_one_goes_on():
+    begun = {step: threading.Event() for step in range(3)}
+
+    def read(step):
+        begun[step].set()
+        return step
+
+    ahead = _Ahead(read, 3)
+    assert ahead.of(0) == 0
+    assert begun[1].wait(timeout=60)
+    assert not begun[2].is_set()
+    assert [ahead.of(step) for step in (1, 2, 1)] == [1, 2, 1]
 
 
 def test_a_report_has_a_section_on_few_labels_where_it_is_asked_for(published):

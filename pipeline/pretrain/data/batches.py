@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain.data.order import Pick, Picks
+from pipeline.store.chunks import REQUESTS
 
 if TYPE_CHECKING:
     from pipeline.store.patches import PatchReader
@@ -76,6 +77,7 @@ def stream(
     start: int,
     stop: int,
     threads: int,
+    requests: int = REQUESTS,
     device: torch.device | None = None,
     share: Share = WHOLE,
 ) -> Iterator[Batch]:
@@ -92,6 +94,8 @@ def stream(
         Steps.
     threads : int
         Decoding threads.
+    requests : int
+        Requests to a bucket in flight, for each product.
     device : torch.device or None
         Where batches are wanted. They are copied to a GPU while it works on the one before.
     share : Share
@@ -105,7 +109,7 @@ def stream(
             for step in range(start, stop):
                 for ahead in range(step + len(waiting), min(step + AHEAD + 1, stop)):
                     memory = free.pop()
-                    job = (readers, picks.picks(ahead), share, memory, threads)
+                    job = (readers, picks.picks(ahead), share, memory, threads, requests)
                     waiting.append((memory, pool.submit(_load, *job)))
                 memory, future = waiting.popleft()
                 batch = future.result()
@@ -145,6 +149,7 @@ def _load(
     share: Share,
     memory: _Memory,
     threads: int,
+    requests: int,
 ) -> Batch:
     """Decode our share of a step; views of the same patches once."""
     ours = {id(p): (p.product, p.numbers[share.of(len(p.numbers))]) for p in picks}
@@ -157,7 +162,11 @@ def _load(
     views = {}
     for key, (product, numbers) in ours.items():
         bands, mask = readers[product].read(
-            numbers, threads=threads, out=next(arrays), mask_out=next(arrays)
+            numbers,
+            threads=threads,
+            requests=requests,
+            out=next(arrays),
+            mask_out=next(arrays),
         )
         views[key] = Stored(torch.from_numpy(bands), torch.from_numpy(mask), product)
     return tuple(views[id(p)] for p in picks)
