@@ -9,6 +9,7 @@ from timm.optim.lars import Lars
 
 from pipeline.pretrain.methods.method import Method
 from pipeline.pretrain.schedule import cosine, learning_rate
+from pipeline.pretrain.tuning import fused
 from pipeline.recipe import Pretrain
 
 #: AdamW's betas where the paper of a method states its own (MAE, appendix A), and otherwise.
@@ -37,14 +38,16 @@ def build_optimizer(method: Method, settings: Pretrain) -> torch.optim.Optimizer
             group = {"params": [], "weight_decay": decay, "decays": decays, "steady": steady}
             groups.setdefault((steady, decays), group)["params"].append(parameter)
     parameters, rate = list(groups.values()), settings.learning_rate
+    one = fused(next(method.parameters()).device)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=MOMENTUM)
+        return torch.optim.SGD(parameters, lr=rate, momentum=MOMENTUM, fused=one)
     if settings.optimizer == "lars":
         for group in parameters:
             # Else timm's LARS is SGD wherever nothing decays.
             group["always_adapt"] = group["decays"]
         return Lars(parameters, lr=rate, momentum=MOMENTUM)
-    return torch.optim.AdamW(parameters, lr=rate, betas=BETAS.get(settings.method, USUAL_BETAS))
+    betas = BETAS.get(settings.method, USUAL_BETAS)
+    return torch.optim.AdamW(parameters, lr=rate, betas=betas, fused=one)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, settings: Pretrain, step: int) -> float:

@@ -33,6 +33,13 @@ from pipeline.pretrain.encoders.wavelength import aim
 from pipeline.pretrain.methods.method import Learned, Method, View
 from pipeline.pretrain.monitors import MOST_ITEMS, Health, health, wrong_with
 from pipeline.pretrain.optimise import build_optimizer, set_rates
+from pipeline.pretrain.tuning import (
+    channels_last,
+    compile_encoders,
+    in_bf16,
+    lay_out_state,
+    tensor_cores,
+)
 from pipeline.recipe import Pretrain
 
 #: Of the log; a method adds its own measures.
@@ -84,6 +91,7 @@ class Run:
         self.step = int(state["step"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        lay_out_state(self.optimizer)
         rows = csv.DictReader(io.StringIO(log))
         self.log = [{name: float(value) for name, value in row.items()} for row in rows]
 
@@ -120,6 +128,10 @@ def build_run(
     if ranks.size() > 1:
         share_norms(method, device)
     method = method.to(device).train()
+    if device.type == "cuda":
+        channels_last(method)
+    if settings.compile:
+        compile_encoders(method)
     return Run(method, build_optimizer(method, settings))
 
 
@@ -188,7 +200,8 @@ def train(
     share = Share(ranks.rank(), ranks.size())
     crops = crops_of(settings, shape, patches=run.method.views, second=second)
     learner = _over_ranks(run.method, device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    devices = [device] if device.type == "cuda" else []
+    with tensor_cores(device), torch.random.fork_rng(devices=devices):
         for batch in batches:
             rate = set_rates(run.optimizer, settings, run.step)
             # Layers with randomness of their own (dropout) draw from the global generators.
@@ -250,6 +263,8 @@ def _over_ranks(method: Method, device: torch.device) -> nn.Module:
             method,
             device_ids=[device] if device.type == "cuda" else None,
             broadcast_buffers=False,
+            # Gradients lie where ranks exchange them, instead of being copied there and back.
+            gradient_as_bucket_view=True,
         )
 
 
@@ -264,8 +279,9 @@ def _learn(
         # Ranks talk about gradients once a step.
         alone = isinstance(learner, DistributedDataParallel) and not ends
         with learner.no_sync() if alone else nullcontext():  # type: ignore[operator]
-            device = part[0].image.device.type
-            with torch.autocast(device, torch.bfloat16, settings.precision == "bf16"):
+            device = part[0].image.device
+            bf16 = in_bf16(settings.precision, device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 one: Learned = learner(part, random)
             (one.loss / settings.accumulate).backward()  # type: ignore[no-untyped-call]
         learned.append(one._replace(loss=one.loss.detach()))

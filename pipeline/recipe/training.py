@@ -219,9 +219,16 @@ class Pretrain(Strict):
     """Steps between checkpoints."""
     transductive: bool = False
     """Learn from all splits, not from `train` alone; every report then says so."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the networks; losses are always in float32. `auto`: bfloat16 on a GPU that has units for
+    it, float32 elsewhere."""
+    compile: bool = False
+    """Let torch compile the encoder, which takes minutes once and makes later steps faster. Needs
+    the compiler that torch needs (Triton on a GPU, C++ on a CPU)."""
     threads: int = Field(default=2, ge=1)
     """Decoding threads of the loader."""
+    requests: int = Field(default=64, ge=1, le=1024)
+    """Requests to a bucket that the loader waits for at a time."""
 
     @model_validator(mode="before")
     @classmethod

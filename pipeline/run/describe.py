@@ -157,7 +157,7 @@ def describe(
 def model_name(loaded: LoadedRecipe, dataset: Dataset) -> str:
     """Name a run by what it is, so that other settings never meet its checkpoints."""
     settings = settings_of(loaded)
-    shown = settings.model_dump(mode="json", exclude={"threads", "checkpoint_every"})
+    shown = settings.model_dump(mode="json", exclude={"threads", "requests", "checkpoint_every"})
     # What is not used leaves names as they were before it could be.
     shown = {k: v for k, v in shown.items() if k not in NEWER or v != NEWER[k]}
     values = [product_of(loaded), shown]
@@ -304,4 +304,4 @@ def _released_shape(settings: Pretrain, reader: PatchReader, released: Released)
 
 
 #: Settings that came after models had names, and what they are where they are not used.
-NEWER = {"joint": False, "modality_dropout": 0.0, "weights": None}
+NEWER = {"joint": False, "modality_dropout": 0.0, "weights": None, "compile": False}

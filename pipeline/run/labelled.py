@@ -162,7 +162,9 @@ def support_of(
 
     one_bytes = windows.edge_px**2 * (len(reader.bands) * reader.dtype.itemsize + 1)
     if len(train) * one_bytes <= MOST_KEPT_BYTES and settings.support_known is not None:
-        bands, mask = read(np.arange(len(train)))
+        # So many at a time as a step takes: whole patches are read, and windows cut out of them.
+        pieces = np.array_split(np.arange(len(train)), -(-len(train) // len(label)))
+        bands, mask = (np.concatenate(part) for part in zip(*map(read, pieces), strict=True))
 
         def pixels_of(step: int) -> Pixels:
             places = choose(step)
@@ -173,8 +175,8 @@ def support_of(
 
     def draw(step: int) -> tuple[Stored, torch.Tensor]:
         drawn = [torch.from_numpy(part) for part in pixels_of(step)]
-        pixels, seen, classes = send([*drawn, label], device)
-        return Stored(pixels, seen, reader.product), classes
+        pixels, seen, said = send([*drawn, label], device)
+        return Stored(pixels, seen, reader.product), said
 
     return draw, len(classes)
 

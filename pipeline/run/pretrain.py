@@ -156,6 +156,7 @@ def run_pretrain(
             start=started,
             stop=settings.steps,
             threads=settings.threads,
+            requests=settings.requests,
             device=place,
             share=Share(ranks.rank(), ranks.size()),
         )
@@ -246,7 +247,7 @@ def _resume(store: ObjectStore, model: Model, run: Run) -> None:
         if field == "others" and not old:  # of a mixed run from before it kept them
             continue
         if field == "settings":
-            free = {"threads", "checkpoint_every"}
+            free = {"threads", "requests", "checkpoint_every"}
             old, new = old.model_dump(exclude=free), new.model_dump(exclude=free)
         if old != new:
             what = f"other {field}"

@@ -6,15 +6,16 @@ import os
 import socket
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.pretrain.choice import TWO_SIZES
+from pipeline.pretrain.draws import own_uniform
 from pipeline.pretrain.encoders.norms import RankBatchNorm, share_norms
 from pipeline.pretrain.encoders.spectral import WIDTH, SpectralAdapter
 from pipeline.pretrain.methods.barlow import BarlowTwins, barlow_loss
@@ -30,7 +31,8 @@ from pipeline.pretrain.methods.paws import PAWS, paws_loss
 from pipeline.pretrain.methods.simclr import SimCLR
 from pipeline.pretrain.methods.simsiam import SimSiam
 from pipeline.pretrain.methods.swav import SwAV
-from pipeline.pretrain.ranks import gather_rows, own_rows, rank
+from pipeline.pretrain.ranks import first_rows, gather_rows, own_rows, rank
+from pipeline.pretrain.train import _over_ranks
 from pipeline.recipe import Pretrain
 
 #: Rows of each rank.
@@ -157,7 +159,7 @@ def batch(name, part=slice(None)):
 def study(name, part=slice(None)):
     """Return loss, gradients and all other state after two steps through one forward each."""
     method = build(name)
-    learner = DistributedDataParallel(method, broadcast_buffers=False) if part.stop else method
+    learner = _over_ranks(method, torch.device("cpu"))
     # Windows are drawn by each rank on its own, so here each is the whole patch, undisturbed.
     for step in range(STEPS):
         method.begin(step)
@@ -254,7 +256,9 @@ def gathered():
     rows = gather_rows(own)
     weight = torch.arange(float(rows.numel())).view_as(rows) * (1 + rank())
     (gradient,) = torch.autograd.grad((rows * weight).sum(), own)
-    return rows.detach(), gradient, own_rows(rows.detach())
+    first = [first_rows(own, most) for most in (1, 3, 9)]
+    drawn = torch.from_numpy(own_uniform(3, 5, 7, 1).copy())
+    return rows.detach(), gradient, own_rows(rows.detach()), first, drawn
 
 
 @pytest.fixture(scope="module")
@@ -353,10 +357,23 @@ def test_ranks_agree_on_weights_queues_and_centres(name, two_ranks):
 
 
 def test_gathered_rows_are_every_ranks_and_their_gradient_the_sum_of_all(two_ranks):
-    both = [torch.load(two_ranks / f"gathered-{number}.pt") for number in range(2)]
+    both = [
+        torch.load(two_ranks / f"gathered-{number}.pt", weights_only=False) for number in (0, 1)
+    ]
     wanted = torch.cat([torch.arange(4.0).view(2, 2), torch.arange(4.0).view(2, 2) + 10])
     weight = torch.arange(8.0).view(4, 2) * (1 + 2)
-    for number, (rows, gradient, own) in enumerate(both):
+    for number, (rows, gradient, own, first, _) in enumerate(both):
+        assert all(map(torch.equal, first, (wanted[:1], wanted[:3], wanted)))
         assert torch.equal(rows, wanted)
         assert torch.equal(gradient, weight[2 * number : 2 * number + 2])
         assert torch.equal(own, wanted[2 * number : 2 * number + 2])
+
+
+def test_an_items_draws_do_not_depend_on_how_many_ranks_there_are(two_ranks):
+    both = [
+        torch.load(two_ranks / f"gathered-{number}.pt", weights_only=False) for number in (0, 1)
+    ]
+    drawn = np.concatenate([found[-1].numpy() for found in both])
+    assert np.array_equal(drawn, own_uniform(6, 5, 7, 1))
+    assert not np.array_equal(drawn, own_uniform(6, 5, 7, 2))
+    assert len(np.unique(drawn)) == drawn.size

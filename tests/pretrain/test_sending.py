@@ -16,15 +16,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.pretrain.data.augment import Augmentation, resize
-from pipeline.pretrain.data.batches import WHOLE
+from pipeline.pretrain.data.batches import WHOLE, Stored
 from pipeline.pretrain.data.joint import Joint
+from pipeline.pretrain.data.windows import cut_alike
 from pipeline.pretrain.encoders import spectra
 from pipeline.pretrain.encoders.wavelength import Sensor
 from pipeline.pretrain.methods.barlow import barlow_loss
-from pipeline.pretrain.methods.barlow_pixels import cut_windows
 from pipeline.pretrain.methods.data2vec import Data2Vec
 from pipeline.pretrain.methods.dino import DINO, Schedule
-from pipeline.pretrain.methods.mae import MAE
+from pipeline.pretrain.methods.mae import MAE, Decoder
 from pipeline.pretrain.methods.method import View
 from pipeline.pretrain.methods.paws import paws_loss
 from pipeline.pretrain.methods.swav import SwAV
@@ -105,8 +105,8 @@ def test_hidden_products_take_one_copy():
         spectra.turn,
         spectra.average_bands,
         lambda view, generator: spectra.leave_out(view, (1, 0, 0), generator),
-        lambda view, generator: cut_windows(
-            view, torch.randint(0, 3, (4, 2, 2), generator=generator), 3
+        lambda view, generator: cut_alike(
+            (Stored(view.image, torch.zeros(4, 8, 8, device=AWAY), "image"),) * 2, 5, generator
         ),
     ],
 )
@@ -120,7 +120,7 @@ def test_each_change_of_a_window_takes_one_copy(change):
 def test_what_is_hidden_takes_one_copy(kind, tiny_vit, no_autocast):
     vit = tiny_vit(3)
     method = (
-        MAE(vit, bands=3, mask_fraction=0.5)
+        MAE(vit, bands=3, mask_fraction=0.5, decoder=Decoder(16, 1, 2))
         if kind == "mae"
         else Data2Vec(vit, mask_fraction=0.5, steps=9, first_momentum=0.9, drop_path=0.0)
     )

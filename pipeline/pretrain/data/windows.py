@@ -31,8 +31,7 @@ def choose_corners(seen: Sequence[Tensor], corners: Sequence[Tensor], window_px:
         Numbers of tries, on the device of `seen`.
     """
     shares = [
-        _share_inside(one, places, window_px)
-        for one, places in zip(seen, corners, strict=True)
+        _share_inside(one, places, window_px) for one, places in zip(seen, corners, strict=True)
     ]
     share = torch.stack(shares).amin(dim=0)
     earlier = torch.arange(share.shape[-1], 0, -1, device=share.device) + 1.0

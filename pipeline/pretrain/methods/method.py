@@ -88,8 +88,11 @@ class Method(nn.Module, ABC):
 @torch.no_grad()
 def follow(leader: nn.Module, follower: nn.Module, momentum: float) -> None:
     """Move one module's parameters towards another's: f <- m f + (1 - m) l."""
-    for one, other in zip(leader.parameters(), follower.parameters(), strict=True):
-        other.lerp_(one, 1 - momentum)
+    leaders: list[Tensor] = list(leader.parameters())
+    followers: list[Tensor] = list(follower.parameters())
+    if followers:
+        # All at once: on a GPU a few kernels instead of one for each parameter.
+        torch._foreach_lerp_(followers, leaders, 1 - momentum)
 
 
 def of_one_size(views: Sequence[View]) -> Iterator[Tensor]:
