@@ -291,6 +291,10 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder to write.")],
     root: RootOption = None,
     model: ModelOption = None,
+    product: Annotated[
+        str | None,
+        typer.Option(help="DeCUR: the product whose encoder it is. [default: the first]"),
+    ] = None,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write model.onnx too, and compare its features.")
     ] = False,
@@ -299,7 +303,7 @@ def export(
     from pipeline.run.export import run_export
 
     loaded, store = _open(recipe, root)
-    _say(run_export(loaded, store, folder, model=model, onnx=onnx))
+    _say(run_export(loaded, store, folder, model=model, product=product, onnx=onnx))
 
 
 @app.command(epilog="Example: terrashard run demo --root data/demo --until publish")

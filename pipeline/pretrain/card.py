@@ -51,7 +51,7 @@ measures it beside baselines.
 {len(model.bands)} bands in this order: {_bands(model)}.
 
 {_standardised(model)}
-{_others(model)}{_origin(model)}
+{_others(model)}{_second(model)}{_origin(model)}
 ## Terms
 
 The images keep the terms of their owners, which may bind what is made of them; see the data set.
@@ -98,6 +98,16 @@ def _others(model: Model) -> str:
     lines = [f"- {product}: {_bands(own)}." for product, own in model.others.items()]
     text = "It also takes, each with a mean and deviation of its own under `others`:"
     return "\n".join(["", text, "", *lines, ""])
+
+
+def _second(model: Model) -> str:
+    if model.second is None:
+        return ""
+    text = (
+        f"It was trained beside an encoder of {model.second.product} images, whose weights are in "
+        f"`{model.second.weights_file}` of the checkpoint, sha256 `{model.second_sha256}`."
+    )
+    return f"\n{textwrap.fill(text, 100)}\n"
 
 
 def _origin(model: Model) -> str:

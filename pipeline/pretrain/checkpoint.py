@@ -3,6 +3,7 @@
 A checkpoint is a folder of its own, and nothing in it is ever changed::
 
     models/<name>/step-00000500/weights.safetensors    the encoder, for whoever uses it
+    models/<name>/step-00000500/weights.<product>.safetensors    DeCUR: that of its second product
     models/<name>/step-00000500/state.pt               everything a resumed run needs
     models/<name>/step-00000500/log.csv                loss and health up to this step
     models/<name>/step-00000500/README.md              the model card
@@ -51,7 +52,13 @@ def check_name(name: str) -> str:
 
 
 def save(
-    store: ObjectStore, model: Model, encoder: nn.Module, state: dict[str, Any], log: str
+    store: ObjectStore,
+    model: Model,
+    encoder: nn.Module,
+    state: dict[str, Any],
+    log: str,
+    *,
+    second: nn.Module | None = None,
 ) -> Model:
     """Write a checkpoint whole, then drop the oldest beyond `KEEP`.
 
@@ -65,23 +72,28 @@ def save(
         Tensors, numbers, strings, lists and dicts of them.
     log : str
         CSV.
+    second : module or None
+        The encoder of `model.second`.
 
     Returns
     -------
     Model
         As written.
     """
-    tensors = {key: t.detach().cpu().contiguous() for key, t in encoder.state_dict().items()}
-    weights = save_tensors(tensors)
+    weights = _weights(encoder)
+    other = b"" if second is None else _weights(second)
     buffer = io.BytesIO()
     torch.save(state, buffer)
     written = model.model_copy(
         update={
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
             "state_sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(),
+            "second_sha256": hashlib.sha256(other).hexdigest() if other else "",
         }
     )
-    store.put(_key(model, "weights.safetensors"), weights)
+    store.put(_key(model, model.weights_file), weights)
+    if model.second is not None and other:
+        store.put(_key(model, model.second.weights_file), other)
     store.put(_key(model, "state.pt"), buffer.getvalue())
     store.put(_key(model, "log.csv"), log.encode())
     store.put(_key(model, "README.md"), card(written).encode())
@@ -100,8 +112,9 @@ def steps(store: ObjectStore, name: str) -> list[int]:
 
 def drop(store: ObjectStore, name: str, step: int) -> None:
     """Remove a checkpoint; its description first, so that it never looks complete."""
-    for file in ("model.json", "state.pt", "weights.safetensors", "log.csv", "README.md"):
-        store.delete(layout.model(name, f"{_folder(step)}/{file}"))
+    first = layout.model(name, f"{_folder(step)}/model.json")
+    for key in (first, *store.list(first.removesuffix("model.json"))):
+        store.delete(key)
 
 
 def load(store: ObjectStore, name: str, step: int | None = None) -> Model:
@@ -138,13 +151,19 @@ def load_encoder(store: ObjectStore, model: Model, shape: EncoderShape | None = 
     ----------
     store : ObjectStore
     model : Model
+        As written, or facing its second product.
     shape : EncoderShape or None
         The model's own, or that with more sensors.
     """
-    data = _read(store, _key(model, "weights.safetensors"), model.weights_sha256)
+    data = _read(store, _key(model, model.weights_file), model.weights_sha256)
     encoder = build_encoder(shape or model.shape, seed=0)
     encoder.load_state_dict(load_tensors(data))
     return encoder.eval()
+
+
+def _weights(encoder: nn.Module) -> bytes:
+    tensors = {key: t.detach().cpu().contiguous() for key, t in encoder.state_dict().items()}
+    return save_tensors(tensors)
 
 
 def load_state(store: ObjectStore, model: Model) -> tuple[dict[str, Any], str]:

@@ -116,6 +116,11 @@ def seed_of(seed: int, use: str, step: int = 0) -> int:
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def first_seed(settings: Pretrain, *, second: bool) -> int:
+    """Return the seed of the weights that an encoder begins with, or a method's second one."""
+    return seed_of(settings.seed, "second encoder") % 2**32 if second else settings.seed
+
+
 def _moco(settings: Pretrain, encoder: nn.Module) -> MoCo:
     return MoCo(
         encoder,
@@ -190,7 +195,7 @@ def _decur(settings: Pretrain, encoder: nn.Module, second: EncoderShape | None) 
             '`pretrain.method = "decur"` learns from two products of a location; name the second '
             "one in `pretrain.more_products`."
         )
-    other = build_encoder(second, seed=seed_of(settings.seed, "second encoder") % 2**32)
+    other = build_encoder(second, seed=first_seed(settings, second=True))
     return DeCUR(
         (encoder, other),
         (width_of(encoder), width_of(other)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.pretrain.encoders.backbones import EncoderShape
 from pipeline.recipe import Pretrain
@@ -39,10 +39,26 @@ class Origin(BaseModel):
     standardised by the training part."""
 
 
+#: Names of files of weights: the encoder's own, or that of another product.
+WEIGHTS_FILE = r"^weights(\.[a-z0-9][a-z0-9-]*)?\.safetensors$"
+
+
+class Second(BaseModel):
+    """The other encoder of a method that trains one for each of two products."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    product: str
+    input: Input
+    shape: EncoderShape
+    weights_file: str = Field(pattern=WEIGHTS_FILE)
+    """Beside that of the first."""
+
+
 class Model(BaseModel):
     """What a trained encoder is and what it needs of its input: `model.json`.
 
-    All but the last three fields are fixed when a run begins; JSON has no NaN, so none is here.
+    All but the last four fields are fixed when a run begins; JSON has no NaN, so none is here.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -71,10 +87,45 @@ class Model(BaseModel):
     """What it began with; None: random weights."""
     shape: EncoderShape
     settings: Pretrain
+    weights_file: str = Field(default="weights.safetensors", pattern=WEIGHTS_FILE)
+    """In the folder of the checkpoint."""
+    second: Second | None = None
+    """The encoder of the other product (DeCUR); None: there is one encoder."""
     step: int = 0
     """Steps done."""
     weights_sha256: str = ""
     state_sha256: str = ""
+    second_sha256: str = ""
+    """Of the other encoder's weights."""
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Products that have an encoder of their own."""
+        return (self.product,) if self.second is None else (self.product, self.second.product)
+
+    def facing(self, product: str) -> Model:
+        """Return the same model with the encoder of that product in the first place.
+
+        Nothing changes unless it is the second's.
+        """
+        second = self.second
+        if second is None or product != second.product:
+            return self
+        first = Second(
+            product=self.product,
+            input=self.inputs[self.product],
+            shape=self.shape,
+            weights_file=self.weights_file,
+        )
+        swapped = {
+            "product": product,
+            "shape": second.shape,
+            "weights_file": second.weights_file,
+            "second": first,
+            "weights_sha256": self.second_sha256,
+            "second_sha256": self.weights_sha256,
+        }
+        return self.model_copy(update={**dict(second.input), **swapped})
 
     @property
     def inputs(self) -> dict[str, Input]:

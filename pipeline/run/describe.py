@@ -20,8 +20,9 @@ from pipeline.pretrain.encoders.backbones import (
     EncoderShape,
 )
 from pipeline.pretrain.encoders.released import Released, read_released
+from pipeline.pretrain.encoders.spectral import LEAST_BANDS
 from pipeline.pretrain.encoders.wavelength import Sensor
-from pipeline.pretrain.model import Input, Model, Origin
+from pipeline.pretrain.model import Input, Model, Origin, Second
 from pipeline.products.catalogue import Product
 from pipeline.recipe import LoadedRecipe, Pretrain
 from pipeline.store.patches import PatchReader
@@ -138,7 +139,10 @@ def describe(
     settings, product = settings_of(loaded), product_of(loaded)
     reader = dataset.patches(product)
     own = input_of(dataset, product, released)
-    others = () if settings.method == "decur" else products_of(loaded)[1:]
+    shape = _shape(loaded, dataset, reader, released)
+    products = products_of(loaded)
+    others = () if settings.method == "decur" else products[1:]
+    second = _second(dataset, products[1], shape) if settings.method == "decur" else None
     return Model(
         name=checkpoint.check_name(name or model_name(loaded, dataset)),
         dataset=dataset.version.name,
@@ -149,8 +153,9 @@ def describe(
         **dict(own),
         others={other: input_of(dataset, other) for other in others},
         origin=None if released is None else _origin(settings, released),
-        shape=_shape(loaded, dataset, reader, released),
+        shape=shape,
         settings=settings,
+        second=second,
     )
 
 
@@ -282,6 +287,24 @@ def _shape(
     if settings.joint:
         sensors = (*sensors, join_sensors(sensors))
     return EncoderShape(settings.backbone, len(reader.bands), crop_px, settings.patch_px, sensors)
+
+
+def _second(dataset: Dataset, product: str, first: EncoderShape) -> Second:
+    """Return what the second product's encoder is built from, for a method of two.
+
+    It is the first's but for the bands, and has no spectral adapter where those are too few; one of
+    any sensor begins with the second product.
+    """
+    own = input_of(dataset, product)
+    plain = first.spectral and len(own.bands) < LEAST_BANDS
+    shape = replace(
+        first,
+        backbone=first.family if plain else first.backbone,
+        bands=len(own.bands),
+        sensors=first.sensors[::-1],
+    )
+    file = f"weights.{product}.safetensors"
+    return Second(product=product, input=own, shape=shape, weights_file=file)
 
 
 def _released_shape(settings: Pretrain, reader: PatchReader, released: Released) -> EncoderShape:

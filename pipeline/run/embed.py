@@ -136,7 +136,7 @@ def run_embed(
     place = choose_device(device)
     trained = open_trained(loaded, store, dataset, described, product, place)
     reader, normaliser = trained.reader, trained.normaliser
-    origin = _origin(trained, dataset, dtype)
+    origin = _origin(trained, described.product, dataset, dtype)
     kinds = {"model": EncoderFeatures(trained.encoder, trained.shape.image_px)}
     if progress is not None:
         progress.start("embed", len(reader))
@@ -166,7 +166,7 @@ def run_embed(
     )
 
 
-def _origin(trained: Trained, dataset: Dataset, dtype: str) -> Origin:
+def _origin(trained: Trained, own: str, dataset: Dataset, dtype: str) -> Origin:
     if dtype not in DTYPES:
         raise RecipeError(f"features cannot be stored as {dtype!r}; use `float32` or `float16`.")
     model = trained.model
@@ -177,7 +177,7 @@ def _origin(trained: Trained, dataset: Dataset, dtype: str) -> Origin:
         pretrained_on=model.digest,
         transductive=model.settings.transductive,
         product=trained.product,
-        own_product=trained.product == model.product,
+        own_product=trained.product == own,
         new_product=trained.new,
         bands=trained.reader.bands,
         dataset=dataset.version.name,

@@ -80,7 +80,7 @@ def run_evaluate(
     results, comparisons, resampled = judge(features, windows, k=settings.knn, seed=settings.seed)
     few = classify_with_few(
         store,
-        described,
+        trained.model,
         settings,
         trained.reader,
         trained.normaliser,

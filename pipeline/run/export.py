@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint
 from pipeline.pretrain.export import export
@@ -18,6 +19,8 @@ class ExportReport:
     """What was exported, and where to."""
 
     model: str
+    product: str
+    """Whose images the encoder takes."""
     step: int
     weights_sha256: str
     folder: str
@@ -30,6 +33,7 @@ def run_export(
     folder: Path,
     *,
     model: str | None = None,
+    product: str | None = None,
     onnx: bool = False,
 ) -> ExportReport:
     """Export a model at its newest checkpoint.
@@ -43,18 +47,27 @@ def run_export(
         New folder on this machine.
     model : str or None
         Name; None: the one that the recipe's `[pretrain]` makes of the newest version.
+    product : str or None
+        Of a model of two encoders: the product of the one that is exported; None: the first.
     onnx : bool
         Write `model.onnx` too.
 
     Raises
     ------
     RecipeError
-        No such model, or the folder exists.
+        No such model or encoder, or the folder exists.
     """
     trained = checkpoint.load(store, model or model_name(loaded, open_dataset(store)))
+    if product is not None and product not in trained.encoders:
+        raise RecipeError(
+            f"model {trained.name!r} has no encoder of its own for {product!r}; it has one for: "
+            f"{', '.join(trained.encoders)}."
+        )
+    trained = trained.facing(product or trained.product)
     files = export(trained, checkpoint.load_encoder(store, trained), folder, onnx=onnx)
     return ExportReport(
         model=trained.name,
+        product=trained.product,
         step=trained.step,
         weights_sha256=trained.weights_sha256,
         folder=str(folder),

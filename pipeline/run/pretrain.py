@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,9 @@ from pipeline.pretrain.data.batches import Share, stream
 from pipeline.pretrain.data.joint import Joint
 from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.data.order import Picks, all_products, pairs_of_products, times_or_views
-from pipeline.pretrain.encoders.backbones import EncoderShape
 from pipeline.pretrain.encoders.released import Released
-from pipeline.pretrain.encoders.spectral import LEAST_BANDS
 from pipeline.pretrain.logs import Journal, open_sinks
+from pipeline.pretrain.methods.decur import DeCUR
 from pipeline.pretrain.model import Model
 from pipeline.pretrain.train import (
     NOTHING,
@@ -33,7 +32,6 @@ from pipeline.pretrain.train import (
 from pipeline.recipe import LoadedRecipe, Pretrain
 from pipeline.run.describe import (
     describe,
-    input_of,
     products_of,
     released_of,
     settings_of,
@@ -45,7 +43,18 @@ from pipeline.watch.progress import Progress
 
 #: What a run cannot change between its beginning and going on.
 COMPARED = (
-    *("identity", "digest", "product", "shape", "settings", "mean", "std", "others", "origin"),
+    *(
+        "identity",
+        "digest",
+        "product",
+        "shape",
+        "settings",
+        "mean",
+        "std",
+        "others",
+        "second",
+        "origin",
+    ),
 )
 
 
@@ -124,14 +133,14 @@ def run_pretrain(
         return _as_released(store, model, released, readers[model.product])
     place = ranks.join(choose_device(device))
     first = ranks.rank() == 0
-    inputs = {
-        product: model.inputs.get(product) or input_of(dataset, product) for product in readers
-    }
+    inputs = model.inputs
+    if model.second is not None:
+        inputs[model.second.product] = model.second.input
     normalisers = {
         product: Normaliser(own.mean, own.std, own.fill).to(place)
         for product, own in inputs.items()
     }
-    second = _second_shape(model, readers)
+    second = None if model.second is None else model.second.shape
     labels = labelled_part(loaded, dataset, model, normalisers[model.product], place)
     weights = None if released is None else released.encoder.state_dict()
     run = build_run(
@@ -194,25 +203,6 @@ def _reader(dataset: Dataset, product: str, *, transductive: bool) -> PatchReade
     return dataset.sel(product=product, split="train").patches(product)
 
 
-def _second_shape(model: Model, readers: Mapping[str, PatchReader]) -> EncoderShape | None:
-    """Return what the second product's encoder is built from, for a method of two.
-
-    It is the first's but for the bands, and has no spectral adapter where those are too few; one of
-    any sensor begins with the second product.
-    """
-    if model.settings.method != "decur":
-        return None
-    _, other = readers.values()
-    shape = model.shape
-    plain = shape.spectral and len(other.bands) < LEAST_BANDS
-    return replace(
-        shape,
-        backbone=shape.family if plain else shape.backbone,
-        bands=len(other.bands),
-        sensors=shape.sensors[::-1],
-    )
-
-
 def _picks(settings: Pretrain, readers: Mapping[str, PatchReader], views: int) -> Picks:
     """Return what each step is made of."""
     if settings.pairs == "products":
@@ -244,7 +234,8 @@ def _resume(store: ObjectStore, model: Model, run: Run) -> None:
     found = checkpoint.load(store, model.name, known[-1])
     for field in COMPARED:
         old, new = getattr(found, field), getattr(model, field)
-        if field == "others" and not old:  # of a mixed run from before it kept them
+        # Of a run from before these were kept.
+        if field in ("others", "second") and not old:
             continue
         if field == "settings":
             free = {"threads", "requests", "checkpoint_every"}
@@ -262,7 +253,9 @@ def _resume(store: ObjectStore, model: Model, run: Run) -> None:
 
 def _save(store: ObjectStore, model: Model, run: Run) -> None:
     reached = model.model_copy(update={"step": run.step})
-    checkpoint.save(store, reached, run.method.encoder, run.state(), run.log_csv())
+    method = run.method
+    second = method.second_encoder if isinstance(method, DeCUR) else None
+    checkpoint.save(store, reached, method.encoder, run.state(), run.log_csv(), second=second)
 
 
 def _as_released(

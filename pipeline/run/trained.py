@@ -10,6 +10,7 @@ from torch import nn
 from pipeline.errors import RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint
+from pipeline.pretrain.choice import first_seed
 from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.encoders.backbones import EncoderShape, build_encoder
 from pipeline.pretrain.encoders.wavelength import aim
@@ -25,6 +26,7 @@ class Trained:
     """A model that looks at one product of a version."""
 
     model: Model
+    """Facing the product, if there is an encoder for it alone."""
     product: str
     reader: PatchReader
     encoder: nn.Module
@@ -39,7 +41,9 @@ class Trained:
 
     def untrained(self) -> nn.Module:
         """Return the encoder with the weights that training began with, on the CPU."""
-        encoder = build_encoder(self.shape, seed=self.model.settings.seed)
+        second = self.model.weights_file != Model.model_fields["weights_file"].default
+        seed = first_seed(self.model.settings, second=second)
+        encoder = build_encoder(self.shape, seed=seed)
         aim(encoder, self.product)
         return encoder
 
@@ -78,6 +82,7 @@ def open_trained(
             f"{product!r} is no image product of recipe {loaded.name}; there are: "
             f"{', '.join(images) or 'none'}."
         )
+    model = model.facing(product)
     reader, shape = dataset.patches(product), model.shape
     known = model.inputs.get(product)
     if known is not None and reader.bands != known.bands:
@@ -86,8 +91,9 @@ def open_trained(
             f"version {dataset.version.number} has {', '.join(reader.bands)}."
         )
     if known is None and not shape.any_sensor:
+        learned = dict.fromkeys((*model.encoders, *model.inputs))
         raise RecipeError(
-            f"model {model.name!r} learned from {', '.join(model.inputs)} and not from {product}: "
+            f"model {model.name!r} learned from {', '.join(learned)} and not from {product}: "
             f"its {shape.backbone} has weights for those bands alone. A backbone of any sensor "
             "(`wave_...`) takes others."
         )

@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import RecipeError
+from pipeline.errors import IntegrityError, RecipeError
 from pipeline.pretrain import checkpoint
+from pipeline.pretrain.choice import build_method
 from pipeline.pretrain.data.augment import resize
 from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.encoders.wavelength import aim
+from pipeline.pretrain.export import load_folder
 from pipeline.recipe import load_recipe
 from pipeline.run.describe import sensor_of
 from pipeline.run.embed import run_embed
+from pipeline.run.export import run_export
 from pipeline.run.pretrain import run_pretrain
 from pipeline.run.simulate import simulate_shards
+from pipeline.run.trained import open_trained
 from pipeline.store.objects import open_store
 from pipeline.store.reader import open_dataset
 from pipeline.store.tables import read_table
@@ -116,19 +120,82 @@ def test_every_product_is_seen_with_its_own_standardisation(folder, root):
         np.testing.assert_allclose(features(root, report), wanted, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("backbone", ["vit_tiny", "wave_vit_tiny"])
+def test_both_encoders_of_two_are_kept_and_chosen_by_their_product(folder, root, backbone):
+    pretrain = 'method = "decur"\nprojector_width = 8'
+    loaded, name = recipe(folder, pretrain, backbone), f"two-{backbone}".replace("_", "-")
+    assert run_pretrain(loaded, root, name=name, device="cpu").steps == 3
+    model, dataset = checkpoint.load(root, name), open_dataset(root)
+    state, _ = checkpoint.load_state(root, model)
+    for product, key in (("enmap-l2a", "encoder."), ("sentinel-2-l2a", "second_encoder.")):
+        faced = model.facing(product)
+        trained = {k.removeprefix(key): v for k, v in state["method"].items() if k.startswith(key)}
+        encoder = checkpoint.load_encoder(root, faced)
+        weights = encoder.state_dict()
+        assert weights.keys() == trained.keys()
+        assert all(torch.equal(weights[k], trained[k]) for k in weights)
+
+        report = run_embed(loaded, root, model=name, product=product, device="cpu")
+        stated = json.loads(root.get(f"{report.folder}.json"))
+        assert stated["weights_sha256"] == faced.weights_sha256
+        assert stated["own_product"] == (product == "enmap-l2a")
+        assert stated["new_product"] is False
+        mean, std, _ = dataset.statistics(product)
+        reader = dataset.patches(product)
+        if backbone.startswith("wave"):
+            aim(encoder, product)
+        view = Normaliser(mean, std, reader.fill)(*map(torch.from_numpy, reader.read(slice(None))))
+        with torch.inference_mode():
+            wanted = encoder(resize(view, 16).image).numpy()
+        np.testing.assert_allclose(features(root, report), wanted, rtol=1e-3, atol=1e-4)
+    assert model.weights_sha256 != model.second_sha256
+    key = f"models/{name}/step-00000003/weights.sentinel-2-l2a.safetensors"
+    root.put(key, root.get(key)[:-1] + b"x")
+    with pytest.raises(IntegrityError, match=r"weights\.sentinel-2-l2a.* digest"):
+        checkpoint.load_encoder(root, model.facing("sentinel-2-l2a"))
+    checkpoint.drop(root, name, 3)
+    assert not [k for k in root.list(f"models/{name}") if "step-00000003" in k]
+
+
+def test_either_encoder_of_two_is_exported(folder, root, tmp_path):
+    loaded = recipe(folder, 'method = "decur"\nprojector_width = 8', "vit_tiny")
+    run_pretrain(loaded, root, name="out", device="cpu")
+    model = checkpoint.load(root, "out")
+    for product, bands in (("enmap-l2a", 202), ("sentinel-2-l2a", 3)):
+        report = run_export(loaded, root, tmp_path / product, model="out", product=product)
+        assert report.product == product
+        assert report.weights_sha256 == model.facing(product).weights_sha256
+        encoder = load_folder(tmp_path / product)
+        assert encoder(torch.zeros(1, bands, 16, 16)).shape == (1, 192)
+        about = json.loads((tmp_path / product / "config.json").read_text())["terrashard"]
+        assert (about["product"], len(about["mean"])) == (product, bands)
+        assert f"An encoder of {product} images" in (tmp_path / product / "README.md").read_text()
+    with pytest.raises(RecipeError, match="no encoder of its own for 'landsat-oli-sr'"):
+        run_export(loaded, root, tmp_path / "none", model="out", product="landsat-oli-sr")
+
+
+def test_the_untrained_one_beside_the_second_encoder_is_what_it_began_with(folder, root):
+    loaded = recipe(folder, 'method = "decur"\nprojector_width = 8', "vit_tiny")
+    run_pretrain(loaded, root, name="begun", device="cpu")
+    model, dataset = checkpoint.load(root, "begun"), open_dataset(root)
+    for product in model.encoders:
+        faced = open_trained(loaded, root, dataset, model, product, torch.device("cpu"))
+        second = None if model.second is None else model.second.shape
+        method = build_method(model.settings, model.shape, second=second)
+        began = method.encoder if product == model.product else method.second_encoder
+        for mine, its in zip(faced.untrained().parameters(), began.parameters(), strict=True):
+            assert torch.equal(mine, its)
+
+
 def test_a_product_that_a_model_has_no_weights_for_is_refused(folder, root):
     loaded = recipe(folder, 'method = "decur"\nprojector_width = 8', "vit_tiny")
     run_pretrain(loaded, root, name="two", device="cpu")
-    with pytest.raises(RecipeError, match=r"learned from enmap-l2a and not from sentinel-2-l2a"):
-        run_embed(loaded, root, model="two", product="sentinel-2-l2a", device="cpu")
+    with pytest.raises(
+        RecipeError, match=r"learned from enmap-l2a, sentinel-2-l2a and not from landsat-oli-sr"
+    ):
+        run_embed(loaded, root, model="two", product="landsat-oli-sr", device="cpu")
     with pytest.raises(RecipeError, match="'modis' is no image product"):
         run_embed(loaded, root, model="two", product="modis", device="cpu")
-
-
-def test_two_encoders_of_any_sensor_begin_with_a_product_each(folder, root):
-    pretrain = 'method = "decur"\nprojector_width = 8'
-    report = run_pretrain(recipe(folder, pretrain), root, name="pairs", device="cpu")
-    assert report.steps == 3
 
 
 @pytest.mark.parametrize(
