@@ -137,7 +137,8 @@ def run_embed(
     trained = open_trained(loaded, store, dataset, described, product, place)
     reader, normaliser = trained.reader, trained.normaliser
     origin = _origin(trained, described.product, dataset, dtype)
-    kinds = {"model": EncoderFeatures(trained.encoder, trained.shape.image_px)}
+    how = trained.model.settings
+    kinds = {"model": EncoderFeatures.trained(trained.encoder, trained.shape.image_px, how)}
     if progress is not None:
         progress.start("embed", len(reader))
     made = 0

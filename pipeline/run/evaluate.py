@@ -134,10 +134,10 @@ def _kinds(
     untrained = trained.untrained().to(device)
     sample = windows.some("train", FILTERS, seed=seed)
     seen = list(read_windows(trained.reader, sample, trained.normaliser, device=device, threads=2))
-    image_px = trained.shape.image_px
+    image_px, how = trained.shape.image_px, trained.model.settings
     return {
-        MODEL: EncoderFeatures(trained.encoder, image_px),
-        "untrained": EncoderFeatures(untrained, image_px),
+        MODEL: EncoderFeatures.trained(trained.encoder, image_px, how),
+        "untrained": EncoderFeatures.trained(untrained, image_px, how),
         "image-statistics": image_statistics,
         "random-filters": RandomFilters(torch.cat([view.image for view in seen]), seed=seed),
     }

@@ -75,7 +75,7 @@ def labelled_part(
     check = None
     if checked:
         how = loaded.recipe.evaluate or Evaluate(labels="")
-        check = check_of(windows, reader, normaliser, model.shape.image_px, how.knn, device)
+        check = check_of(windows, reader, normaliser, model, how.knn, device)
     return Labelled(support, classes, check)
 
 
@@ -225,7 +225,7 @@ def check_of(
     windows: Windows,
     reader: PatchReader,
     normaliser: Normaliser,
-    image_px: int,
+    model: Model,
     k: int,
     device: torch.device,
 ) -> Callable[[Run], float]:
@@ -252,7 +252,7 @@ def check_of(
             reader,
             some,
             normaliser,
-            {"model": EncoderFeatures(encoder, image_px)},
+            {"model": EncoderFeatures.trained(encoder, model.shape.image_px, model.settings)},
             device=device,
         )["model"]
         for name, module in encoder.named_modules():
