@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 
 from pipeline.errors import RecipeError
+from pipeline.pretrain import ranks
 
 if TYPE_CHECKING:
     from pipeline.pretrain.data.batches import Batch
@@ -46,14 +47,15 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """How fast a stretch of a run was."""
+    """How fast a stretch of a run was, all of its processes together."""
 
     samples_per_s: float
     """Items, each with all of its views."""
     decoded_gb_per_s: float
     """Stored pixels that were decoded for it, in 10^9 bytes."""
     busy_fraction: float
-    """Share of the time that was not spent waiting for a batch: below 1 the loader is too slow."""
+    """Share of this process's time that was not spent waiting for a batch: below 1 the loader is
+    too slow."""
     device_gb: float
     """Most memory of the device ever in use, in 10^9 bytes; 0 on the CPU."""
 
@@ -66,7 +68,10 @@ class Rates:
 
 
 class Meter:
-    """Measures a stream of batches by what passes and how long it was waited for."""
+    """Measures a stream of batches by what passes and how long it was waited for.
+
+    It sees this process's share, which is as large as that of every other.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -95,8 +100,8 @@ class Meter:
         span_s = max(now_s - self._began_s, 1e-9)
         memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         found = Rates(
-            self._items / span_s,
-            self._bytes / span_s / 1e9,
+            ranks.size() * self._items / span_s,
+            ranks.size() * self._bytes / span_s / 1e9,
             1 - self._waited_s / span_s,
             memory / 1e9,
         )

@@ -15,9 +15,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pipeline.pretrain.choice import TWO_SIZES
+from pipeline.pretrain.data.batches import Stored
 from pipeline.pretrain.draws import own_uniform
 from pipeline.pretrain.encoders.norms import RankBatchNorm, share_norms
 from pipeline.pretrain.encoders.spectral import WIDTH, SpectralAdapter
+from pipeline.pretrain.logs import Meter
 from pipeline.pretrain.methods.barlow import BarlowTwins, barlow_loss
 from pipeline.pretrain.methods.barlow_pixels import PixelBarlow
 from pipeline.pretrain.methods.data2vec import Data2Vec
@@ -89,7 +91,7 @@ def vit():
 
 
 def build(name):
-    """Build a method in float64, without any batch norm: those of two ranks are two."""
+    """Build a method in float32, without any batch norm: those of two ranks are two."""
     torch.manual_seed(0)
     barlow = {"projector_width": 8, "off_diagonal": 0.0051}
     made = {
@@ -245,6 +247,7 @@ def one_rank(rank, port, folder):
             for way in ("forward", "plain"):
                 torch.save(adapt(way, share, bf16=bf16), folder / f"{way}-{bf16}-{rank}.pt")
         torch.save(gathered(), folder / f"gathered-{rank}.pt")
+        torch.save(metered(), folder / f"metered-{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -259,6 +262,17 @@ def gathered():
     first = [first_rows(own, most) for most in (1, 3, 9)]
     drawn = torch.from_numpy(own_uniform(3, 5, 7, 1).copy())
     return rows.detach(), gradient, own_rows(rows.detach()), first, drawn
+
+
+def metered():
+    """Return the rates of a second in which this rank had 3 items of 200 bytes."""
+    now_s = iter((0.0, 0.25, 0.5, 0.5, 0.5, 1.0))
+    meter = Meter(lambda: next(now_s))
+    bands = torch.zeros(3, 1, 10, 10, dtype=torch.uint8)
+    stored = Stored(bands, bands[:, 0].clone(), "image")
+    list(meter.watch([(stored, stored)]))
+    rates = meter.rates()
+    return rates.samples_per_s, rates.decoded_gb_per_s, rates.busy_fraction
 
 
 @pytest.fixture(scope="module")
@@ -377,3 +391,9 @@ def test_an_items_draws_do_not_depend_on_how_many_ranks_there_are(two_ranks):
     assert np.array_equal(drawn, own_uniform(6, 5, 7, 1))
     assert not np.array_equal(drawn, own_uniform(6, 5, 7, 2))
     assert len(np.unique(drawn)) == drawn.size
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rates_are_of_all_ranks(rank, two_ranks):
+    assert torch.load(two_ranks / f"metered-{rank}.pt") == (6, pytest.approx(1.2e-6), 0.75)
+    assert metered() == (3, pytest.approx(6e-7), 0.75)
