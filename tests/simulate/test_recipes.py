@@ -211,7 +211,7 @@ def test_a_recipe_becomes_a_data_set_with_all_its_products(
         assert wish.slots is None or slots == set(wish.slots)
     if name == "triplets":
         check_residuals(loaded, index)
-        (file,) = (tmp_path / "root").rglob("index.parquet")
+        (file,) = loaded.folder.rglob("index.parquet")
         said = json.loads(pq.read_schema(file).metadata[b"terrashard:residual"])
         assert set(said["sentinel-2-l2a"]["responses"].values()) == {"Sentinel-2A"}
         assert set(said["landsat-oli-sr"]["responses"].values()) == {"Landsat 8"}
