@@ -1,6 +1,7 @@
 """Are runs that have collapsed stopped, and healthy ones let through? Every method, two backbones.
 
-Run: `python -m benchmarks health` (about 15 minutes on one idle core; `--methods simsiam moco`
+Run: `python -m benchmarks health` (about 15 minutes on one idle core; as
+`python -m benchmarks.health --methods simsiam moco`
 does some). Each row is a hundred steps of a ResNet-18 or a ViT-T, 16 a batch, on simulated EnMAP
 patches: the smallest batches that a rank can be told from. Healthy are runs at the rate of the
 method's paper for 256 items. Sick are those at a hundred times that rate, and those without what

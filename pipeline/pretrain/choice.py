@@ -82,6 +82,8 @@ def build_method(
             return _paws(settings, encoder, classes)
         if settings.method == "barlow_pixels":
             return _barlow_pixels(settings, shape, encoder)
+        if settings.method in REMEMBERING:
+            return REMEMBERING[settings.method](settings, encoder, _products(settings, shape))
         return _BUILDERS[settings.method](settings, encoder)
 
 
@@ -121,7 +123,13 @@ def first_seed(settings: Pretrain, *, second: bool) -> int:
     return seed_of(settings.seed, "second encoder") % 2**32 if second else settings.seed
 
 
-def _moco(settings: Pretrain, encoder: nn.Module) -> MoCo:
+def _products(settings: Pretrain, shape: EncoderShape) -> tuple[str, ...]:
+    """Return whose batches come: the joint images' alone, where there are such."""
+    names = tuple(sensor.product for sensor in shape.sensors) or ("",)
+    return names[-1:] if settings.joint else names
+
+
+def _moco(settings: Pretrain, encoder: nn.Module, products: tuple[str, ...]) -> MoCo:
     return MoCo(
         encoder,
         width_of(encoder),
@@ -129,6 +137,7 @@ def _moco(settings: Pretrain, encoder: nn.Module) -> MoCo:
         momentum=settings.momentum,
         temperature=settings.temperature,
         seed=settings.seed,
+        products=products,
     )
 
 
@@ -156,7 +165,7 @@ def _simsiam(settings: Pretrain, encoder: nn.Module) -> SimSiam:
     return SimSiam(encoder, width_of(encoder), projector_width=settings.projector_width)
 
 
-def _swav(settings: Pretrain, encoder: nn.Module) -> SwAV:
+def _swav(settings: Pretrain, encoder: nn.Module, products: tuple[str, ...]) -> SwAV:
     return SwAV(
         encoder,
         width_of(encoder),
@@ -166,6 +175,7 @@ def _swav(settings: Pretrain, encoder: nn.Module) -> SwAV:
         steps=settings.steps,
         frozen_steps=round(settings.frozen_fraction * settings.steps),
         temperature=settings.temperature,
+        products=products,
     )
 
 
@@ -289,13 +299,16 @@ def _masked(settings: Pretrain, shape: EncoderShape, encoder: nn.Module) -> MAE 
     )
 
 
+#: The methods that remember what they saw of each product.
+REMEMBERING: dict[str, Callable[[Pretrain, nn.Module, tuple[str, ...]], Method]] = {
+    "moco": _moco,
+    "swav": _swav,
+}
 #: The methods that need nothing but an encoder.
 _BUILDERS: dict[str, Callable[[Pretrain, nn.Module], Method]] = {
-    "moco": _moco,
     "mocov3": _mocov3,
     "simclr": _simclr,
     "simsiam": _simsiam,
-    "swav": _swav,
     "barlow": _barlow,
     "dino": _dino,
 }

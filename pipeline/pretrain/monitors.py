@@ -88,8 +88,10 @@ def wrong_with(log: Sequence[Mapping[str, float]]) -> str | None:
     ----------
     log : sequence of mappings
         Deviation and rank of the vectors that are compared or, where those are not a number because
-        the method compares none, of the features, as `pipeline.pretrain.train` writes them.
+        the method compares none, of the features, as `pipeline.pretrain.train` writes them. A line
+        is held against those of its own product, since sensors begin apart.
     """
+    log = [row for row in log if row["product"] == log[-1]["product"]]
     last = log[-PATIENCE:]
     if len(last) < PATIENCE:
         return None

@@ -27,6 +27,7 @@ from pipeline.pretrain.data.batches import Batch, Share, Stored
 from pipeline.pretrain.data.joint import Joint
 from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.data.views import make_views
+from pipeline.pretrain.data.windows import cut_alike
 from pipeline.pretrain.encoders.backbones import EncoderShape
 from pipeline.pretrain.encoders.norms import share_norms
 from pipeline.pretrain.encoders.wavelength import aim
@@ -52,6 +53,7 @@ COLUMNS = (
     "effective_rank",
     "compared_std",
     "compared_rank",
+    "product",
     "knn_accuracy",
 )
 
@@ -71,7 +73,8 @@ class Run:
     step: int = 0
     """Steps done."""
     log: list[dict[str, float]] = field(default_factory=list)
-    """One value for each of `columns`; not a number where nothing was measured."""
+    """One value for each of `columns`; not a number where nothing was measured. A product is its
+    number among the run's."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -93,7 +96,10 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         lay_out_state(self.optimizer)
         rows = csv.DictReader(io.StringIO(log))
-        self.log = [{name: float(value) for name, value in row.items()} for row in rows]
+        # A log from before it told products apart is of the first one.
+        self.log = [
+            {"product": 0.0, **{name: float(value) for name, value in row.items()}} for row in rows
+        ]
 
     def log_csv(self) -> str:
         """Return the log as CSV, numbers in full precision."""
@@ -209,10 +215,13 @@ def train(
             random = torch.Generator().manual_seed(seed_of(settings.seed, "views", run.step))
             if second is None:
                 aim(run.method, batch[0].product if joint is None else joint.sensor.product)
+            if support is not None:
+                stored, label = support(run.step)
+                # What votes and what is voted on show as much ground in as many pixels.
+                batch = cut_alike(batch, stored.bands.shape[-1], random, share)
             make = make_views if joint is None else joint.make_views
             views = make(batch, crops, normalisers, random, share)
             if support is not None:
-                stored, label = support(run.step)
                 own = crops[: run.method.views]
                 labelled = make_views((stored,) * len(own), own, normalisers, random)
                 views += [view._replace(label=label) for view in labelled]
@@ -223,7 +232,9 @@ def train(
             run.step += 1
             last = run.step == settings.steps
             if run.step % settings.health_every == 0 or run.step == 1 or last:
-                _note(run, learned, rate, validate if _is_due(run.step, settings) else None)
+                product = list(normalisers).index(batch[0].product)
+                check = validate if _is_due(run.step, settings) else None
+                _note(run, learned, rate, product, check)
                 _check(run, settings)
             if run.step % settings.checkpoint_every == 0 or last:
                 checkpoint(run)
@@ -330,7 +341,13 @@ def _is_due(step: int, settings: Pretrain) -> bool:
     return step == settings.steps or step // every > (step - settings.health_every) // every
 
 
-def _note(run: Run, learned: Learned, rate: float, validate: Callable[[Run], float] | None) -> None:
+def _note(
+    run: Run,
+    learned: Learned,
+    rate: float,
+    product: int,
+    validate: Callable[[Run], float] | None,
+) -> None:
     """Add a line to the log: of all ranks, the same on every rank."""
     loss = float(ranks.mean_over_ranks(learned.loss))
     if not math.isfinite(loss):
@@ -351,6 +368,7 @@ def _note(run: Run, learned: Learned, rate: float, validate: Callable[[Run], flo
             "effective_rank": measured.rank,
             "compared_std": compared.std,
             "compared_rank": compared.rank,
+            "product": float(product),
             "knn_accuracy": math.nan if validate is None else validate(run),
             **{
                 name: float(ranks.mean_over_ranks(value))

@@ -9,11 +9,13 @@ import torch
 from lightly.loss import NTXentLoss
 from torch.nn import functional as F
 
+from pipeline.pretrain.encoders.wavelength import aim
 from pipeline.pretrain.methods.moco import EMBEDDING_WIDTH, MoCo, info_nce
 
 
-def moco(net, *, queue=8, momentum=0.9, bands=3):
-    return MoCo(net(bands), 6, queue=queue, momentum=momentum, temperature=0.2, seed=1)
+def moco(net, *, queue=8, momentum=0.9, bands=3, products=("",)):
+    more = {"momentum": momentum, "temperature": 0.2, "seed": 1, "products": products}
+    return MoCo(net(bands), 6, queue=queue, **more)
 
 
 def unit(rows, seed):
@@ -49,32 +51,61 @@ def test_the_loss_equals_lightlys_with_its_memory_bank():
 
 def test_the_queue_holds_unit_keys_moves_once_a_step_and_forgets_the_oldest(tiny_net, view):
     method = moco(tiny_net, queue=8)
-    before = method.queue.clone()
+    before = method.queue[0].clone()
     method([view(3, 3, seed=0), view(3, 3, seed=1)], torch.Generator())
     assert int(method.position) == 3
-    torch.testing.assert_close(method.queue[3:], before[3:])
-    assert not torch.equal(method.queue[:3], before[:3])
+    torch.testing.assert_close(method.queue[0, 3:], before[3:])
+    assert not torch.equal(method.queue[0, :3], before[:3])
     for seed in range(2):
         method([view(3, 3, seed=seed), view(3, 3, seed=9)], torch.Generator())
     assert int(method.position) == 1
-    torch.testing.assert_close(method.queue.norm(dim=1), torch.ones(8))
+    torch.testing.assert_close(method.queue[0].norm(dim=1), torch.ones(8))
 
 
 def test_the_loss_sees_the_queue_of_earlier_steps_only(tiny_net, view):
     method = moco(tiny_net)
     views = [view(4, 3, seed=0), view(4, 3, seed=1)]
-    before = method.queue.clone()
+    before = method.queue[0].clone()
     loss = method(views, torch.Generator()).loss
     with torch.no_grad():
         query = F.normalize(method.head(method.encoder(views[0].image)), dim=1)
-    keys = method.queue[:4]
+    keys = method.queue[0, :4]
     assert loss.item() == pytest.approx(info_nce(query, keys, before, 0.2).item(), rel=1e-5)
+
+
+def test_each_product_has_a_queue_of_its_own(tiny_net, view):
+    method = moco(tiny_net, products=("enmap", "landsat"))
+    views = [view(4, 3, seed=0), view(4, 3, seed=1)]
+    before = method.queue.clone()
+    aim(method, "landsat")
+    loss = method(views, torch.Generator()).loss
+    assert torch.equal(method.queue[0], before[0])
+    assert method.position.tolist() == [0, 4]
+    with torch.no_grad():
+        query = F.normalize(method.head(method.encoder(views[0].image)), dim=1)
+    wanted = info_nce(query, method.queue[1, :4], before[1], 0.2)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    aim(method, "enmap")
+    method(views, torch.Generator())
+    assert method.position.tolist() == [4, 4]
+
+
+def test_a_run_from_before_goes_on_with_its_one_queue_for_each_product(tiny_net):
+    state = moco(tiny_net).state_dict()
+    state["queue"], state["position"] = state["queue"][0], state["position"][0] + 3
+    for products in (("",), ("enmap", "landsat")):
+        method = moco(tiny_net, products=products)
+        method.load_state_dict(state)
+        assert all(torch.equal(part, state["queue"]) for part in method.queue)
+        assert method.position.tolist() == [3] * len(products)
+        method.queue[0].zero_()
+        assert state["queue"].any()
 
 
 def test_a_batch_larger_than_the_queue_leaves_its_last_keys(tiny_net, view):
     method = moco(tiny_net, queue=2)
     method([view(5, 3, seed=0), view(5, 3, seed=1)], torch.Generator())
-    assert method.queue.shape == (2, EMBEDDING_WIDTH)
+    assert method.queue.shape == (1, 2, EMBEDDING_WIDTH)
 
 
 def test_the_key_encoder_follows_by_momentum_and_gets_no_gradient(tiny_net, view):

@@ -64,8 +64,8 @@ def test_the_rank_is_that_of_the_singular_values(embedding):
     assert health(embedding).rank == pytest.approx(wanted, rel=1e-6)
 
 
-def lines(*pairs, features=(0.9, 20.0)):
-    own = {"embedding_std": features[0], "effective_rank": features[1]}
+def lines(*pairs, features=(0.9, 20.0), product=0.0):
+    own = {"embedding_std": features[0], "effective_rank": features[1], "product": product}
     return [{"compared_std": std, "compared_rank": rank, **own} for std, rank in pairs]
 
 
@@ -83,6 +83,18 @@ def test_a_fresh_encoder_that_says_nearly_the_same_of_everything_may_get_better(
     assert "almost one" in wrong_with(lines((0.02, 5.0), (0.02, 5.0), (0.02, 5.0)))
     fallen = lines((0.8, 20.0), (0.18, 20.0), (0.19, 20.0), (0.17, 20.0))
     assert "deviation 0.170" in wrong_with(fallen)
+
+
+def test_lines_of_a_product_are_held_against_its_own_first_one():
+    wide, narrow = lines(*[(0.9, 60.0)] * 4), lines(*[(0.9, 8.0)] * 4, product=1.0)
+    mixed = [row for pair in zip(wide, narrow, strict=True) for row in pair]
+    assert wrong_with(mixed) is None
+    assert wrong_with(wide + narrow) is None
+    flat = lines(*[(0.9, 2.0)] * 3, product=1.0)
+    assert "span 2.0 dimensions, at first they spanned 8.0" in wrong_with(mixed + flat)
+    # Lines of the other product between them neither heal nor harm.
+    assert wrong_with(mixed + flat + wide) is None
+    assert "spanned 8.0" in wrong_with([*mixed, *wide, *flat])
 
 
 def test_where_nothing_is_compared_the_features_are_watched():

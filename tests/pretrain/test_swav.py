@@ -10,6 +10,7 @@ from lightly.loss import SwaVLoss
 from lightly.loss.swav_loss import sinkhorn
 from torch.nn import functional as F
 
+from pipeline.pretrain.encoders.wavelength import aim
 from pipeline.pretrain.methods.swav import SwAV, balance, swapped_loss
 
 
@@ -99,8 +100,8 @@ def test_the_queue_keeps_the_newest_of_each_view_and_helps_later(tiny_net, view)
         learned = method(views, torch.Generator())
         kept.insert(0, learned.compared)
         assert int(method.filled) == min(4 * (step + 1), 6)
-        torch.testing.assert_close(method.queue[0, : int(method.filled)], torch.cat(kept)[:6])
-    assert not torch.equal(method.queue[0], method.queue[1])
+        torch.testing.assert_close(method.queue[0, 0, : int(method.filled)], torch.cat(kept)[:6])
+    assert not torch.equal(method.queue[0, 0], method.queue[0, 1])
     assert method.queue_from == 2
     scores = F.normalize(cosines(4, 9).float(), dim=1)
     early, late = swav(tiny_net), swav(tiny_net)
@@ -109,7 +110,7 @@ def test_the_queue_keeps_the_newest_of_each_view_and_helps_later(tiny_net, view)
         assert one.remembered == method.remembered == 6
         one.step = step
     torch.testing.assert_close(early._assign(scores, 0), balance(scores))
-    together = torch.cat([scores, method.queue[0] @ method.prototypes.T])
+    together = torch.cat([scores, method.queue[0, 0] @ method.prototypes.T])
     torch.testing.assert_close(late._assign(scores, 0), balance(together)[:4])
 
 
@@ -122,6 +123,19 @@ def test_prototypes_are_unit_vectors_and_stand_still_at_first(tiny_net):
     assert list(method.still()) == [method.prototypes]
     method.begin(1)
     assert not list(method.still())
+
+
+def test_each_product_has_a_queue_of_its_own(tiny_net, view):
+    method = swav(tiny_net, products=("enmap", "landsat"))
+    for product, filled in (("landsat", [0, 4]), ("enmap", [4, 4]), ("landsat", [4, 6])):
+        aim(method, product)
+        before = method.queue.clone()
+        method.begin(0)
+        method([view(4, 3, seed=0), view(4, 3, seed=1)], torch.Generator())
+        other = int(product == "enmap")
+        assert torch.equal(method.queue[other], before[other])
+        assert not torch.equal(method.queue[1 - other], before[1 - other])
+        assert method.filled.tolist() == filled
 
 
 def test_queue_and_its_length_are_part_of_the_state(tiny_net):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -155,10 +155,19 @@ class WavelengthConv2d(nn.Module):
         return F.conv2d(image, self.weight(), self.bias, self.stride, self.padding)
 
 
+@runtime_checkable
+class Aimed(Protocol):
+    """What goes by the product of a batch."""
+
+    def aim(self, product: str) -> None:
+        """Expect batches of a product from now on."""
+        ...
+
+
 def aim(module: nn.Module, product: str) -> None:
     """Aim everything in a module that can be aimed, copies of the encoder too, at a product."""
     for part in module.modules():
-        if isinstance(part, WavelengthConv2d):
+        if isinstance(part, Aimed):
             part.aim(product)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from timm.layers.drop import DropPath
@@ -83,6 +83,39 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:
         """Return the loss of one batch, in float32 whatever the precision around it."""
+
+
+class Remembering(Method):
+    """A method that remembers vectors of earlier batches, those of each product on their own.
+
+    Two sensors are told apart by the sensor alone, so one's vectors would teach the other nothing.
+
+    Parameters
+    ----------
+    products : sequence of str
+        Whose batches come; one alone may be called anything.
+    """
+
+    memories: ClassVar[tuple[str, ...]]
+    """Names of the buffers whose first axis is the product."""
+
+    def __init__(self, products: Sequence[str]) -> None:
+        super().__init__()
+        self._products = tuple(products)
+        self.number = 0
+        """Of the product that the next batch is of."""
+
+    def aim(self, product: str) -> None:
+        """Expect a batch of a product."""
+        self.number = self._products.index(product) if len(self._products) > 1 else 0
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *more: Any) -> None:
+        # Of a run from before there was a memory for each: all go on with the one there was.
+        for name in self.memories:
+            old, own = state.get(prefix + name), getattr(self, name)
+            if isinstance(old, Tensor) and old.shape == own.shape[1:]:
+                state[prefix + name] = old.expand_as(own).clone()
+        super()._load_from_state_dict(state, prefix, *more)
 
 
 @torch.no_grad()

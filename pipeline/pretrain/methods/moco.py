@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.pretrain.methods.method import Learned, Method, View, follow
+from pipeline.pretrain.methods.method import Learned, Remembering, View, follow
 from pipeline.pretrain.ranks import gather_rows
 
 #: Width of the embedding that is compared (He et al. 2020, section 3.3).
@@ -49,7 +49,7 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
 
 
-class MoCo(Method):
+class MoCo(Remembering):
     """Match two views of an item against a queue of keys from earlier batches.
 
     Parameters
@@ -58,17 +58,20 @@ class MoCo(Method):
     width : int
         Features the encoder returns.
     queue : int
-        Keys remembered. The queue holds unit vectors and moves once a step; it is part of the
-        state, so a resumed run sees the same negatives.
+        Keys remembered of each product. The queue holds unit vectors and moves once a step; it is
+        part of the state, so a resumed run sees the same negatives.
     momentum : float
         Share of itself that the key encoder keeps each step.
     temperature : float
         Of the logits.
     seed : int
         Of the random unit vectors the queue starts with.
+    products : sequence of str
+        Whose batches come.
     """
 
     views = 2
+    memories = ("queue", "position")
     queue: Tensor
     position: Tensor
 
@@ -81,8 +84,9 @@ class MoCo(Method):
         momentum: float,
         temperature: float,
         seed: int,
+        products: Sequence[str] = ("",),
     ) -> None:
-        super().__init__()
+        super().__init__(products)
         self.encoder = encoder
         self.head = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, EMBEDDING_WIDTH)
@@ -91,9 +95,10 @@ class MoCo(Method):
         self.key_head = copy.deepcopy(self.head).requires_grad_(False)
         self.momentum = momentum
         self.temperature = temperature
-        first = torch.randn(queue, EMBEDDING_WIDTH, generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("queue", F.normalize(first, dim=1))
-        self.register_buffer("position", torch.zeros((), dtype=torch.long))
+        shape = (len(products), queue, EMBEDDING_WIDTH)
+        first = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("queue", F.normalize(first, dim=2))
+        self.register_buffer("position", torch.zeros(len(products), dtype=torch.long))
 
     def begin(self, step: int) -> None:  # noqa: ARG002
         """Move the key encoder towards the query encoder."""
@@ -111,15 +116,16 @@ class MoCo(Method):
             query = F.normalize(query.float(), dim=1)
             key = F.normalize(key.float(), dim=1)
             # A copy: the queue is changed below, and the backward pass still needs the old one.
-            loss = info_nce(query, key, self.queue.clone(), self.temperature)
+            loss = info_nce(query, key, self.queue[self.number].clone(), self.temperature)
             self._remember(gather_rows(key))
         return Learned(loss, features.detach().float(), query.detach())
 
     @torch.no_grad()
     def _remember(self, keys: Tensor) -> None:
         """Put the newest keys in place of the oldest; shape (batch, width), unit vectors."""
-        size = len(self.queue)
+        queue, position = self.queue[self.number], self.position[self.number]
+        size = len(queue)
         keys = keys[-size:]
-        places = (self.position + torch.arange(len(keys), device=keys.device)) % size
-        self.queue[places] = keys
-        self.position.copy_((self.position + len(keys)) % size)
+        places = (position + torch.arange(len(keys), device=keys.device)) % size
+        queue[places] = keys
+        position.copy_((position + len(keys)) % size)

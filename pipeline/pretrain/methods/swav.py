@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.pretrain.methods.heads import mlp
-from pipeline.pretrain.methods.method import Learned, Method, View, entropy, of_one_size
+from pipeline.pretrain.methods.method import Learned, Remembering, View, entropy, of_one_size
 from pipeline.pretrain.ranks import gather_rows, own_rows
 
 #: Width of the unit vectors that are compared with prototypes (appendix A).
@@ -90,7 +90,7 @@ def swapped_loss(
     return torch.stack(pairs).mean()
 
 
-class SwAV(Method):
+class SwAV(Remembering):
     """Predict the prototypes of each large crop from the other crops of its item.
 
     Parameters
@@ -103,16 +103,19 @@ class SwAV(Method):
         Of the head's hidden layer.
     prototypes : int
     queue : int
-        Projections of each large crop that are remembered.
+        Projections of each large crop that are remembered of each product.
     steps : int
         Of the whole run.
     frozen_steps : int
         In which the prototypes stand still.
     temperature : float
         Of the predictions.
+    products : sequence of str
+        Whose batches come.
     """
 
     views = 2
+    memories = ("queue", "filled")
     measures = ("assignment_entropy", "assignment_variety")
     queue: Tensor
     filled: Tensor
@@ -128,16 +131,18 @@ class SwAV(Method):
         steps: int,
         frozen_steps: int,
         temperature: float,
+        products: Sequence[str] = ("",),
     ) -> None:
-        super().__init__()
+        super().__init__(products)
         self.encoder = encoder
         self.head = mlp(width, hidden_width, EMBEDDING_WIDTH)
         self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, EMBEDDING_WIDTH), dim=1))
-        self.register_buffer("queue", torch.zeros(GLOBAL_CROPS, queue, EMBEDDING_WIDTH))
+        shape = (len(products), GLOBAL_CROPS, queue, EMBEDDING_WIDTH)
+        self.register_buffer("queue", torch.zeros(shape))
         # In the state; what is read is `remembered`, which lies where it is needed: to ask the
         # device for a number is to wait for it.
-        self.register_buffer("filled", torch.zeros((), dtype=torch.long))
-        self.remembered = 0
+        self.register_buffer("filled", torch.zeros(len(products), dtype=torch.long))
+        self.remembered = [0] * len(products)
         hook: Any = self.register_load_state_dict_post_hook
         hook(_recall)
         self.queue_from = round(QUEUE_FROM * steps)
@@ -183,7 +188,8 @@ class SwAV(Method):
         everyone = gather_rows(scores.detach())
         count = len(everyone)
         if self.step >= self.queue_from:
-            remembered = self.queue[crop, : self.remembered] @ self.prototypes.T
+            known = self.remembered[self.number]
+            remembered = self.queue[self.number, crop, :known] @ self.prototypes.T
             everyone = torch.cat([everyone, remembered])
         return own_rows(balance(everyone)[:count])
 
@@ -191,12 +197,13 @@ class SwAV(Method):
     def _remember(self, unit: Sequence[Tensor]) -> None:
         """Put the newest projections in front of the oldest; (batch, width) for each crop."""
         newest = torch.stack([gather_rows(part) for part in unit])
-        size = self.queue.shape[1]
-        self.queue.copy_(torch.cat([newest, self.queue], dim=1)[:, :size])
-        self.remembered = min(self.remembered + newest.shape[1], size)
-        self.filled.fill_(self.remembered)
+        queue, number = self.queue[self.number], self.number
+        size = queue.shape[1]
+        queue.copy_(torch.cat([newest, queue], dim=1)[:, :size])
+        self.remembered[number] = min(self.remembered[number] + newest.shape[1], size)
+        self.filled[number].fill_(self.remembered[number])
 
 
 def _recall(method: SwAV, keys: object) -> None:  # noqa: ARG001
     """Read how much is remembered from a state that was loaded."""
-    method.remembered = int(method.filled)
+    method.remembered = [int(count) for count in method.filled.tolist()]
