@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from pipeline.recipe import Pretrain
 #: Probability of a blur: SpectralEarth blurs half of the views that are compared (arXiv 2408.08447)
 #: and none of the masked ones. The crop's area is that of SSL4EO-S12 and of MAE.
 BLUR = 0.5
+AREA = (0.2, 1.0)
 MASKED = ("mae", "data2vec")
 
 #: Crops of two sizes (Caron et al. 2020 and 2021, Assran et al. 2021, and their code): DINO's blur
@@ -98,18 +100,27 @@ def crops_of(
     Raises
     ------
     RecipeError
-        A small crop does not fit.
+        A small crop does not fit, or no band would be left.
     """
-    if settings.method in TWO_SIZES:
-        return _crops_of_two_sizes(settings, shape, patches)
-    if settings.method == "barlow_pixels":
-        return tuple(Crop(patch, None) for patch in range(patches))
-    blur = 0.0 if settings.method in MASKED else BLUR
-    augmentation = Augmentation(shape.image_px, blur=blur)
-    if second is not None:
-        other = Augmentation(second.image_px, blur=blur)
-        return (*[Crop(0, augmentation)] * 2, *[Crop(1, other)] * 2)
-    return tuple(Crop(patch, augmentation) for patch in range(patches))
+    crops = _cuts_of(settings, shape, patches, second)
+    intensity = settings.intensity
+    if not intensity.changes:
+        return crops
+    shapes = (shape,) if second is None else (shape, second)
+    sensors = [sensor for one in shapes for sensor in one.sensors]
+    fewest = min([one.bands for one in shapes] + [len(sensor.bands) for sensor in sensors])
+    if intensity.drop_bands >= fewest:
+        raise RecipeError(
+            f"`pretrain.intensity.drop_bands` is {intensity.drop_bands}, but a product has "
+            f"{fewest} bands; at most {fewest - 1} may be left out."
+        )
+    # Only the second view of a pair is solarised, as by DINO and Barlow Twins.
+    plain = intensity.model_copy(update={"solarise": 0.0})
+    seconds = (1, 3) if second is not None else (1,)
+    return tuple(
+        replace(crop, intensity=intensity if number in seconds else plain)
+        for number, crop in enumerate(crops)
+    )
 
 
 def seed_of(seed: int, use: str, step: int = 0) -> int:
@@ -127,6 +138,23 @@ def _products(settings: Pretrain, shape: EncoderShape) -> tuple[str, ...]:
     """Return whose batches come: the joint images' alone, where there are such."""
     names = tuple(sensor.product for sensor in shape.sensors) or ("",)
     return names[-1:] if settings.joint else names
+
+
+def _cuts_of(
+    settings: Pretrain, shape: EncoderShape, patches: int, second: EncoderShape | None
+) -> tuple[Crop, ...]:
+    if settings.method in TWO_SIZES:
+        return _crops_of_two_sizes(settings, shape, patches)
+    if settings.method == "barlow_pixels":
+        return tuple(Crop(patch, None) for patch in range(patches))
+    blur = 0.0 if settings.method in MASKED else BLUR
+    blur = blur if settings.blur is None else settings.blur
+    area = settings.crop_area or AREA
+    augmentation = Augmentation(shape.image_px, area=area, blur=blur)
+    if second is not None:
+        other = replace(augmentation, size_px=second.image_px)
+        return (*[Crop(0, augmentation)] * 2, *[Crop(1, other)] * 2)
+    return tuple(Crop(patch, augmentation) for patch in range(patches))
 
 
 def _moco(settings: Pretrain, encoder: nn.Module, products: tuple[str, ...]) -> MoCo:
@@ -254,14 +282,18 @@ def _dino(settings: Pretrain, encoder: nn.Module) -> DINO:
 
 
 def _crops_of_two_sizes(settings: Pretrain, shape: EncoderShape, patches: int) -> tuple[Crop, ...]:
-    least = LEAST_GLOBAL_AREA["vit" if shape.family in VITS else "resnet"]
+    usual = (LEAST_GLOBAL_AREA["vit" if shape.family in VITS else "resnet"], 1.0)
+    large = settings.crop_area or usual
+    blurs = (*GLOBAL_BLURS.get(settings.method, (BLUR, BLUR)), BLUR)
+    if settings.blur is not None:
+        blurs = (settings.blur,) * 3
     crops = [
-        Crop(patch, Augmentation(shape.image_px, area=(least, 1.0), blur=blur))
-        for patch, blur in enumerate(GLOBAL_BLURS.get(settings.method, (BLUR, BLUR)))
+        Crop(patch, Augmentation(shape.image_px, area=large, blur=blur))
+        for patch, blur in enumerate(blurs[:2])
     ]
     if settings.local_crops:
-        area = (LEAST_LOCAL_AREA, least)
-        small = Augmentation(_local_px(settings, shape), area=area, blur=BLUR)
+        area = (min(LEAST_LOCAL_AREA, large[0]), large[0])
+        small = Augmentation(_local_px(settings, shape), area=area, blur=blurs[2])
         crops += [Crop(k % patches, small) for k in range(settings.local_crops)]
     return tuple(crops)
 

@@ -39,6 +39,7 @@ from pipeline.recipe.training import (
     BEFORE_BACKBONE,
     USUAL,
     Evaluate,
+    Intensity,
     Pretrain,
 )
 
@@ -52,6 +53,7 @@ __all__ = [
     "Cities",
     "Evaluate",
     "Grid",
+    "Intensity",
     "LoadedRecipe",
     "Months",
     "Points",

@@ -80,6 +80,37 @@ class Weights(Strict):
     tells the names and order of the bands, and the values that the encoder saw as 0 and 1."""
 
 
+class Intensity(Strict):
+    """Random changes of physical values, for images of few bands; nothing is changed by default.
+
+    They are made after crop and blur, before standardisation, of what was seen, and clip nothing.
+    """
+
+    brightness: float = Field(default=0.0, ge=0, lt=1)
+    """An image is multiplied by 1 - this to 1 + this: 0.4 in SSL4EO-S12 and DeCUR. To decibels the
+    gain is added; temperatures are counted from 248.15 K, as in SSL4EO-L."""
+    contrast: float = Field(default=0.0, ge=0, lt=1)
+    """Distances from each band's mean in the image are multiplied so: 0.4 there."""
+    probability: float = Field(default=0.8, ge=0, le=1)
+    """Of brightness and contrast: an image has both or neither."""
+    grey: float = Field(default=0.0, ge=0, le=1)
+    """Probability that all bands of a unit become their mean: 0.2 there."""
+    solarise: float = Field(default=0.0, ge=0, le=1)
+    """Probability that what is above its band's mean is mirrored at it, in the second view of a
+    pair alone: 0.2 for DINO in SSL4EO-S12, for Barlow Twins, and for DeCUR."""
+    drop_bands: int = Field(default=0, ge=0)
+    """One band, up to so many, count as never seen: 6 in a variant of Wang et al. 2022 (arXiv
+    2206.13188)."""
+    drop_probability: float = Field(default=0.5, ge=0, le=1)
+    """That any band is left out."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything to change."""
+        strengths = (self.brightness, self.contrast, self.grey, self.solarise, self.drop_bands)
+        return any(strengths)
+
+
 class Pretrain(Strict):
     """One pretraining run on a published version."""
 
@@ -129,6 +160,15 @@ class Pretrain(Strict):
     method that compares the items of a batch compares those of a part."""
     crop_px: int | None = Field(default=None, ge=1)
     """Edge of the training crops; None: the whole patch."""
+    crop_area: tuple[float, float] | None = None
+    """Least and largest share of a patch that a crop shows; [1.0, 1.0]: the whole patch. None: 0.2
+    to 1 (SSL4EO-S12); DINO, SwAV and PAWS: of the large crops, from 0.14 for a ResNet and 0.4 for a
+    ViT, and small ones are no larger than the least large one."""
+    blur: float | None = Field(default=None, ge=0, le=1)
+    """Probability that a view is blurred; None: 0.5, for DINO's large crops 1 and 0.1, for MAE and
+    data2vec 0."""
+    intensity: Intensity = Intensity()
+    """What else is changed in a view."""
     patch_px: int = Field(default=4, ge=1)
     """Token edge of a ViT."""
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
@@ -263,6 +303,31 @@ class Pretrain(Strict):
                 f"{self.batch_size} into equal parts of at least 2 items"
             )
         return self
+
+    @model_validator(mode="after")
+    def _viewed(self) -> Pretrain:
+        asked = self.intensity.changes or not (self.crop_area is None and self.blur is None)
+        if asked and self.method == "barlow_pixels":
+            raise ValueError(
+                "`crop_area`, `blur` and `intensity` are not for `barlow_pixels`, which cuts and "
+                "changes its windows in its own way; leave them out"
+            )
+        if self.intensity.solarise and self.method in ("mae", "data2vec"):
+            raise ValueError(
+                f"`intensity.solarise` is {self.intensity.solarise}, which changes the second view "
+                f"of a pair, and `{self.method}` has one view; leave it out"
+            )
+        return self
+
+    @field_validator("crop_area")
+    @classmethod
+    def _shares(cls, area: tuple[float, float] | None) -> tuple[float, float] | None:
+        if area is not None and not 0 < area[0] <= area[1] <= 1:
+            raise ValueError(
+                f"is {list(area)}; it takes a least and a largest share of the patch, above 0 and "
+                "up to 1, such as [0.2, 1.0]"
+            )
+        return area
 
     @model_validator(mode="after")
     def _decoded(self) -> Pretrain:

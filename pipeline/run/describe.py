@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain import checkpoint
+from pipeline.pretrain.data.intensity import Quantities
 from pipeline.pretrain.data.joint import join_sensors
 from pipeline.pretrain.encoders.backbones import (
     RESNETS,
@@ -24,7 +25,7 @@ from pipeline.pretrain.encoders.spectral import LEAST_BANDS
 from pipeline.pretrain.encoders.wavelength import Sensor
 from pipeline.pretrain.model import Input, Model, Origin, Second
 from pipeline.products.catalogue import Product
-from pipeline.recipe import LoadedRecipe, Pretrain
+from pipeline.recipe import Intensity, LoadedRecipe, Pretrain
 from pipeline.store.patches import PatchReader
 from pipeline.store.reader import Dataset
 
@@ -236,6 +237,11 @@ def sensor_of(reader: PatchReader, facts: Product) -> Sensor:
     return Sensor(reader.product, tuple(reader.bands), tuple(reader.wavelength_nm), widths)
 
 
+def quantities_of(reader: PatchReader) -> Quantities:
+    """Return what a product's stored numbers stand for."""
+    return Quantities(reader.band_unit, reader.scale, reader.offset)
+
+
 def settings_of(loaded: LoadedRecipe) -> Pretrain:
     """Return the recipe's `[pretrain]`, its files of weights by their name alone.
 
@@ -327,4 +333,12 @@ def _released_shape(settings: Pretrain, reader: PatchReader, released: Released)
 
 
 #: Settings that came after models had names, and what they are where they are not used.
-NEWER = {"joint": False, "modality_dropout": 0.0, "weights": None, "compile": False}
+NEWER = {
+    "joint": False,
+    "modality_dropout": 0.0,
+    "weights": None,
+    "compile": False,
+    "crop_area": None,
+    "blur": None,
+    "intensity": Intensity().model_dump(mode="json"),
+}

@@ -33,6 +33,7 @@ from pipeline.recipe import LoadedRecipe, Pretrain
 from pipeline.run.describe import (
     describe,
     products_of,
+    quantities_of,
     released_of,
     settings_of,
 )
@@ -137,7 +138,7 @@ def run_pretrain(
     if model.second is not None:
         inputs[model.second.product] = model.second.input
     normalisers = {
-        product: Normaliser(own.mean, own.std, own.fill).to(place)
+        product: Normaliser(own.mean, own.std, own.fill, quantities_of(readers[product])).to(place)
         for product, own in inputs.items()
     }
     second = None if model.second is None else model.second.shape

@@ -18,7 +18,8 @@ DeCUR
     The attention of one modality is used for both: there is none here.
 Review of Wang et al.
     Channel drop zeroes rows of the image:
-    test_barlow_pixels::test_left_out_bands_are_whole_bands_of_a_window_and_about_as_many_as_said.
+    test_barlow_pixels::test_left_out_bands_are_whole_bands_of_a_window_and_about_as_many_as_said,
+    test_intensity::test_whole_bands_are_left_out_one_to_so_many_and_never_all.
 PAWS for hyperspectral images
     A rate of 0.5: test_paws_never_has_a_rate_that_adam_cannot_bear.
     The encoder is saved before the first step, so fine-tuning starts from random weights:
@@ -34,7 +35,8 @@ PAWS for hyperspectral images
     test_paws::test_small_crops_are_held_to_the_mean_of_both_targets.
     Averaged bands lose their place: test_barlow_pixels::test_averaged_bands_keep_their_mean.
 SSL4EO-S12
-    Brightness and contrast wrap around at 8 bits: test_bright_values_do_not_wrap_around.
+    Brightness and contrast wrap around at 8 bits: test_bright_values_do_not_wrap_around,
+    test_brightness_and_contrast_keep_the_order_of_values_far_beyond_8_bits.
     The script of data2vec trains for 2 epochs: test_a_run_is_as_long_as_the_recipe_says.
     MoCo on one GPU learns from batch statistics that query and key share: its documentation says
     so, and its health is watched; test_monitors.
@@ -76,11 +78,13 @@ from pydantic import ValidationError
 from pipeline.pretrain import checkpoint
 from pipeline.pretrain.choice import build_method, crops_of
 from pipeline.pretrain.data.batches import Stored
+from pipeline.pretrain.data.intensity import Quantities, change_intensity
 from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.data.views import make_views
 from pipeline.pretrain.encoders.backbones import EncoderShape, build_encoder
 from pipeline.pretrain.encoders.spectra import gain_and_noise
-from pipeline.recipe import Pretrain
+from pipeline.pretrain.methods.method import View
+from pipeline.recipe import Intensity, Pretrain
 from pipeline.run.pretrain import run_pretrain
 
 
@@ -154,6 +158,18 @@ def test_bright_values_do_not_wrap_around():
     assert (louder.diff(dim=3) > 0).all()
 
 
+def test_brightness_and_contrast_keep_the_order_of_values_far_beyond_8_bits():
+    """Nothing is cast to integers, wraps around, or is clipped to the range of an image."""
+    ramp = torch.linspace(-32000, 32000, 144).view(1, 1, 12, 12).expand(64, 1, 12, 12)
+    view = View(ramp.clone(), torch.ones(64, 1, 12, 12, dtype=torch.bool))
+    asked = Intensity(brightness=0.4, contrast=0.4, probability=1.0)
+    out = change_intensity(view, asked, Quantities("1", 1e-4), torch.Generator().manual_seed(0))
+    assert (out.image.flatten(1).diff(dim=1) > 0).all()
+    ends = out.image.flatten(1)[:, [0, -1]].abs()
+    assert ends.amax() > 1.5 * 32000
+    assert ends.amin() < 0.5 * 32000
+
+
 @pytest.mark.parametrize("steps", [3, 5])
 def test_a_run_is_as_long_as_the_recipe_says(steps, tiny_run):
     tiny = tiny_run("data2vec", steps=steps)
@@ -188,13 +204,15 @@ def test_a_follower_shares_no_weights(method, pairs, tiny_run):
         assert optimised.isdisjoint(p.data_ptr() for p in follower.parameters())
 
 
+@pytest.mark.parametrize("changed", [{}, {"brightness": 0.4, "contrast": 0.4}])
 @pytest.mark.parametrize("method", ["moco", "dino", "mae"])
-def test_standardised_values_are_not_clipped(method):
+def test_standardised_values_are_not_clipped(method, changed):
     random = torch.Generator().manual_seed(0)
     bands = (1000 + 300 * torch.randn(8, 3, 16, 16, generator=random)).short()
     stored = Stored(bands, torch.ones(8, 16, 16, dtype=torch.uint8), "image")
     shape = EncoderShape("vit_tiny", 3, 16, 4)
-    crops = crops_of(Pretrain(method=method, local_crops=0), shape, patches=1)[:1]
+    asked = Pretrain(method=method, local_crops=0, intensity=changed)
+    crops = crops_of(asked, shape, patches=1)[:1]
     normalisers = {"image": Normaliser([1000.0] * 3, [300.0] * 3, -32768)}
     (view,) = make_views((stored,), crops, normalisers, random)
     assert view.image.amin() < -1

@@ -16,8 +16,10 @@ from pipeline.pretrain.data.augment import resize
 from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.encoders.wavelength import aim
 from pipeline.pretrain.export import load_folder
+from pipeline.pretrain.train import train
 from pipeline.recipe import load_recipe
-from pipeline.run.describe import sensor_of
+from pipeline.run import pretrain
+from pipeline.run.describe import quantities_of, sensor_of
 from pipeline.run.embed import run_embed
 from pipeline.run.export import run_export
 from pipeline.run.pretrain import run_pretrain
@@ -91,6 +93,24 @@ def test_a_mixed_run_learns_resumes_and_its_encoder_takes_both(folder, root):
     checkpoint.drop(root, "mixed", 3)
     again = run_pretrain(recipe(folder), root, name="mixed", device="cpu")
     assert (again.resumed_from, again.loss) == (2, report.loss)
+
+
+def test_a_run_changes_physical_values_of_each_product(folder, root, monkeypatch):
+    seen = {}
+
+    def watch(run, batches, *, normalisers, **more):
+        seen.update(normalisers)
+        train(run, batches, normalisers=normalisers, **more)
+
+    monkeypatch.setattr(pretrain, "train", watch)
+    asked = 'method = "moco"\ncrop_area = [0.5, 1.0]\nintensity = { brightness = 0.4, grey = 0.2 }'
+    run_pretrain(recipe(folder, asked), root, name="changed", device="cpu")
+    for product, bands in (("enmap-l2a", 202), ("sentinel-2-l2a", 3)):
+        found = seen[product].quantities
+        torch.testing.assert_close(found.scale, torch.full((bands, 1, 1), 1e-4))
+        assert not found.offset.any()
+    landsat = quantities_of(open_dataset(root).patches("landsat-oli-sr"))
+    assert landsat.offset.unique().item() == pytest.approx(-0.2)
 
 
 def features(root, report):

@@ -1,7 +1,8 @@
 """Random views of a batch: crop, flip, blur. Nothing that changes a spectrum.
 
-Colour augmentations are left out as in SpectralEarth (arXiv 2408.08447): a spectrum is what the
-encoder should learn, and what differs between two dates of a place is the better teacher.
+What changes a spectrum is left out as in SpectralEarth (arXiv 2408.08447): it is what the encoder
+should learn, and what differs between two dates of a place is the better teacher. For images of few
+bands a recipe may ask for it: `pipeline.pretrain.data.intensity`.
 
 Every operation carries the validity of values along: what was never seen is left out of
 interpolation and blur, instead of darkening its neighbours, and a crop that shows too little is
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from pipeline.pretrain.data.batches import WHOLE, Share
 from pipeline.pretrain.methods.method import View
 from pipeline.pretrain.sending import send
+from pipeline.recipe import Intensity
 
 #: Aspect ratios of crops (Szegedy et al. 2015, as in torchvision's RandomResizedCrop).
 ASPECTS = (3 / 4, 4 / 3)
@@ -76,6 +78,8 @@ class Crop:
     """Which of an item's patches it is drawn from."""
     augmentation: Augmentation | None
     """None: the whole patch as it is, for a method that cuts by itself."""
+    intensity: Intensity | None = None
+    """What else is changed; None: nothing."""
 
 
 def draw_boxes(
@@ -87,8 +91,10 @@ def draw_boxes(
     -------
     Tensor, float32, shape (count, 4)
         Upper edge, left edge, height, width; fractions of pixels are kept. A box whose aspect does
-        not fit is narrowed to the image.
+        not fit is narrowed to the image. The area (1, 1) is the whole image.
     """
+    if area[0] == 1:
+        return torch.tensor([[0.0, 0.0, height, width]]).expand(count, 4)
     draws = torch.rand(count, 4, generator=generator)
     share = area[0] + (area[1] - area[0]) * draws[:, 0]
     low, high = (math.log(ratio) for ratio in ASPECTS)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipeline.pretrain.data.augment import Crop, regrid
 from pipeline.pretrain.data.batches import WHOLE, Batch, Share
+from pipeline.pretrain.data.intensity import change_intensity
 from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.encoders.wavelength import Sensor
 from pipeline.pretrain.methods.method import View
@@ -86,6 +87,9 @@ class Joint:
                 cut, scale = self._hide(cut, generator, share)
             if crop.augmentation is not None:
                 cut = crop.augmentation(cut, generator, share)
+            if crop.intensity is not None:
+                what = normaliser.quantities
+                cut = change_intensity(cut, crop.intensity, what, generator, share)
             view = normaliser.standardise(cut)
             views.append(view if scale is None else view._replace(image=view.image * scale))
         return views

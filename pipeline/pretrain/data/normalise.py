@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pipeline.pretrain.data.intensity import Quantities
 from pipeline.pretrain.methods.method import View
 
 
@@ -25,12 +26,20 @@ class Normaliser(nn.Module):
         its values are only centred.
     fill : float or None
         Stored where nothing was seen; None: NaN alone (float products).
+    quantities : Quantities or None
+        What stored numbers stand for; None: for themselves.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], fill: float | None) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        fill: float | None,
+        quantities: Quantities | None = None,
+    ) -> None:
         super().__init__()
         centre = torch.tensor(mean, dtype=torch.float64).nan_to_num(0.0, 0.0, 0.0)
         spread = torch.tensor(std, dtype=torch.float64)
@@ -38,6 +47,7 @@ class Normaliser(nn.Module):
         self.register_buffer("mean", centre.float().view(-1, 1, 1), persistent=False)
         self.register_buffer("std", spread.float().view(-1, 1, 1), persistent=False)
         self.fill = fill
+        self.quantities = Quantities(("1",) * len(centre)) if quantities is None else quantities
 
     @classmethod
     def joined(cls, parts: Sequence[Normaliser]) -> Normaliser:
@@ -45,6 +55,7 @@ class Normaliser(nn.Module):
         whole = cls((), (), None)
         whole.mean = torch.cat([part.mean for part in parts])
         whole.std = torch.cat([part.std for part in parts])
+        whole.quantities = Quantities.joined([part.quantities for part in parts])
         return whole
 
     def convert(self, stored: Tensor, mask: Tensor) -> View:

@@ -1,7 +1,7 @@
 """From a batch of stored patches to the views of a step, on the device.
 
-Conversion, augmentation, standardisation, in this order: what is invalid is set to 0 before
-anything is computed from it, and again after the last change.
+Conversion, augmentation, change of intensity, standardisation, in this order: what is invalid is
+set to 0 before anything is computed from it, and again after the last change.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 
 from pipeline.pretrain.data.augment import Crop
 from pipeline.pretrain.data.batches import WHOLE, Batch, Share
+from pipeline.pretrain.data.intensity import change_intensity
 from pipeline.pretrain.data.normalise import Normaliser
 from pipeline.pretrain.methods.method import View
 
@@ -44,8 +45,12 @@ def make_views(
     views = []
     for crop in crops:
         stored = batch[crop.patch]
+        normaliser = normalisers[stored.product]
         cut = converted[id(stored)]
         if crop.augmentation is not None:
             cut = crop.augmentation(cut, generator, share)
-        views.append(normalisers[stored.product].standardise(cut))
+        if crop.intensity is not None:
+            what = normaliser.quantities
+            cut = change_intensity(cut, crop.intensity, what, generator, share)
+        views.append(normaliser.standardise(cut))
     return views
