@@ -12,18 +12,23 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from pipeline.products.catalogue import LEGEND
 from pipeline.store.patches import PatchReader
 from pipeline.store.shard import NO_TIME
+
+#: Where a cell lies, of `pipeline.records.IndexRow`.
+_OF_THE_CELL = ("lon_deg", "lat_deg", "epsg", "x_min_m", "y_max_m")
 
 
 def to_xarray(reader: PatchReader) -> xr.Dataset:
     """Return bands and masks over (sample, time); nothing is read before it is used.
 
     A sample is a location, in the order of the index; its times are in order of acquisition, and
-    locations with fewer times than others end in fill. Coordinates are `location (sample)`,
-    `acquired` and `slot` `(sample, time)`, `band`, and `wavelength_nm`, `fwhm_nm` and `band_unit`
-    `(band)`. Values are stored integers; attributes `scale`, `offset`, `nodata`, `unit` say what
-    they mean.
+    locations with fewer times than others end in fill. Coordinates are `location`, `split`,
+    `lon_deg`, `lat_deg` (the centre), `epsg`, `x_min_m` and `y_max_m` (the upper left corner)
+    `(sample)`, `acquired` and `slot` `(sample, time)`, `band`, and `wavelength_nm`, `fwhm_nm` and
+    `band_unit` `(band)`. Values are stored integers; attributes `scale`, `offset`, `nodata`, `unit`
+    say what they mean, and `legend` what the codes of the mask do.
     """
     place = _places(reader)
     rows = reader.rows
@@ -32,6 +37,8 @@ def to_xarray(reader: PatchReader) -> xr.Dataset:
     slots = np.array(rows["slot"].to_pylist(), dtype=object)
     coordinates: dict[str, Any] = {
         "location": ("sample", np.array(first["location"].to_pylist(), dtype=object)),
+        "split": ("sample", np.array(first["split"].to_pylist(), dtype=object)),
+        **{name: ("sample", first[name].to_numpy()) for name in _OF_THE_CELL},
         "acquired": (("sample", "time"), _spread(acquired, place, NO_TIME).view("M8[us]")),
         "slot": (("sample", "time"), _spread(slots, place, "")),
         "band": ("band", np.array(reader.bands, dtype=object)),
@@ -50,7 +57,7 @@ def to_xarray(reader: PatchReader) -> xr.Dataset:
     return xr.Dataset(
         {
             "bands": (("sample", "time", "band", "y", "x"), bands, told),
-            "mask": (("sample", "time", "y", "x"), mask),
+            "mask": (("sample", "time", "y", "x"), mask, {"legend": LEGEND}),
         },
         coords=coordinates,
         attrs={"product": reader.product, "pixel_m": reader.pixel_m},

@@ -214,6 +214,11 @@ def test_xarray_is_lazy_and_agrees(published) -> None:
     picked = cube["bands"][[3, 1], :, 1:, [4, 2]]
     np.testing.assert_array_equal(picked, cube["bands"].values[[3, 1]][:, :, 1:][:, :, :, [4, 2]])
     assert cube["bands"].attrs["nodata"] == -32768
+    assert cube["mask"].attrs["legend"]["cloud"] == 5
+    cells = {row["location"]: row for row in ds.index.to_pylist()}
+    for s, location in enumerate(cube["location"].values.tolist()):
+        for name in ("epsg", "x_min_m", "y_max_m", "lon_deg", "lat_deg", "split"):
+            assert cube[name].values[s] == cells[location][name]
     with pytest.raises(RecipeError, match="name one product"):
         ds.to_xarray()
     assert ds.sel(product="labels").to_xarray()["bands"].dtype == np.dtype("uint8")
