@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import RecipeError
-from pipeline.products.explain import explain
+from pipeline.products.explain import explain, meant
 
 #: Codes of the common mask legend, the same for every product (design, section 6).
 LEGEND = {
@@ -522,7 +522,8 @@ def load_product(reference: str, *, beside: Path | None = None) -> Product:
 def _built_in(reference: str) -> Product:
     if reference not in product_ids():
         raise RecipeError(
-            f"there is no product {reference!r}; built in are: {', '.join(product_ids())}. "
+            f"there is no product {reference!r}; built in are: {', '.join(product_ids())}"
+            f"{meant(reference, product_ids())}. "
             "A product of your own is named by the path of its TOML file."
         )
     folder = Path(str(files("pipeline.products")))
@@ -589,4 +590,6 @@ def lattice(name: str | None) -> Lattice:
         return lattices()[name]
     except KeyError:
         known = ", ".join(lattices())
-        raise RecipeError(f"there is no lattice {name!r}; known are: {known}.") from None
+        raise RecipeError(
+            f"there is no lattice {name!r}; known are: {known}{meant(name, lattices())}."
+        ) from None

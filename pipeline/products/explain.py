@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import date
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -39,9 +40,20 @@ def explain(
     return f"{name}: " + "; ".join(parts) + "."
 
 
+def meant(word: str, known: Iterable[str]) -> str:
+    """Return what a mistyped word was probably meant to be, as a question; empty if nobody knows.
+
+    Examples
+    --------
+    >>> meant("enmap-l2", ["enmap-l2a", "nlcd"])
+    ' (did you mean `enmap-l2a`?)'
+    """
+    near = get_close_matches(word, list(known), n=1)
+    return f" (did you mean `{near[0]}`?)" if near else ""
+
+
 def _instead(key: str, known: list[str]) -> str:
-    near = get_close_matches(key, known, n=1)
-    return f" (did you mean `{near[0]}`?)" if near else f" (allowed are: {', '.join(known)})"
+    return meant(key, known) or f" (allowed are: {', '.join(known)})"
 
 
 def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

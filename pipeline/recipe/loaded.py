@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, time
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import RecipeError
 from pipeline.products.catalogue import Lattice, Product, lattice, load_product
-from pipeline.products.explain import explain
+from pipeline.products.explain import explain, meant
 from pipeline.recipe.fields import ProductWish, Recipe, Scenes
 
 #: What a product file says besides what its pixels are. Who serves them where may change: a plan
@@ -53,7 +54,8 @@ class LoadedRecipe:
         self.wishes: dict[str, ProductWish] = {}
         rename: dict[str, str] = {}
         for wish in recipe.product:
-            product = facts[wish.id] if facts else load_product(wish.id, beside=folder)
+            with _named(f"recipe {recipe.name}: `product.id`"):
+                product = facts[wish.id] if facts else load_product(wish.id, beside=folder)
             rename[wish.id] = product.id
             self.products[product.id] = product
             self.wishes[product.id] = wish
@@ -65,7 +67,8 @@ class LoadedRecipe:
             for key, wish in self.wishes.items()
             if wish.compare_with is not None
         }
-        self.lattice: Lattice = lattice(recipe.cell.lattice)
+        with _named(f"recipe {recipe.name}: `cell.lattice`"):
+            self.lattice: Lattice = lattice(recipe.cell.lattice)
         self.identity = _identity(self.frozen())
         for key, wish in self.wishes.items():
             _check_required(recipe.name, self.products[key], wish)
@@ -235,6 +238,15 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted(name[:-5] for name in names if name.endswith(".toml")))
 
 
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Say of which key a value is that does not exist."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"{key}: {error}") from None
+
+
 def _check_required(name: str, product: Product, wish: ProductWish) -> None:
     """Refuse a demand on what a provider does not state: none of its scenes would meet it."""
     for provider in wish.providers:
@@ -244,11 +256,9 @@ def _check_required(name: str, product: Product, wish: ProductWish) -> None:
         for word in wish.require:
             if word in known:
                 continue
-            near = get_close_matches(word, known, n=1)
-            hint = f" (did you mean `{near[0]}`?)" if near else ""
             raise RecipeError(
                 f"recipe {name}: `require` of product {product.id} names {word!r}, which is none "
-                f"of the facts that provider {provider!r} states{hint}: "
+                f"of the facts that provider {provider!r} states{meant(word, known)}: "
                 f"{', '.join(known) or '(there is none)'}."
             )
 

@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import GiveUp, RecipeError
-from pipeline.products.explain import explain
+from pipeline.products.explain import explain, meant
 from pipeline.recipe import LoadedRecipe
 
 Scheme = Literal["https", "http", "s3", "ee"]
@@ -152,7 +152,9 @@ def load_provider(name: str, *, url: str | None = None) -> Provider:
     """
     known = providers()
     if name not in known:
-        raise RecipeError(f"there is no provider {name!r}; known are: {', '.join(known)}.")
+        raise RecipeError(
+            f"there is no provider {name!r}; known are: {', '.join(known)}{meant(name, known)}."
+        )
     provider = known[name]
     if provider.kind == "local":
         return provider
