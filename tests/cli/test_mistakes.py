@@ -74,7 +74,7 @@ def call(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, s
         (
             '"enmap30"',
             '"enmap31"',
-            "`cell.lattice`: there is no lattice 'enmap31'; known are: s2r10",
+            "`cell.lattice`: there is no lattice 'enmap31'; known are",
         ),
         ("2022-08-01", "2022-06-01", "`slots` `start` 2022-07-01 must be before `end` 2022-06-01"),
         ("2022-08-01", '"2022-8"', "`slots.end` should be a valid date"),
