@@ -107,7 +107,7 @@ def test_the_queue_keeps_the_newest_of_each_view_and_helps_later(tiny_net, view)
     early, late = swav(tiny_net), swav(tiny_net)
     for one, step in ((early, 0), (late, 5)):
         one.load_state_dict(method.state_dict())
-        assert one.remembered == method.remembered == 6
+        assert one.remembered == method.remembered == [6]
         one.step = step
     torch.testing.assert_close(early._assign(scores, 0), balance(scores))
     together = torch.cat([scores, method.queue[0, 0] @ method.prototypes.T])
