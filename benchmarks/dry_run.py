@@ -40,7 +40,7 @@ from pipeline.simulate.world.scenes import scene_tables
 from pipeline.sources.providers import provider_of
 from pipeline.sources.stac.catalogue import Catalogue
 from pipeline.stages.search.beside import LEADER_COLUMNS
-from pipeline.stages.search.questions import facts_of, queries
+from pipeline.stages.search.questions import queries
 from pipeline.store.layout import SCENES
 from pipeline.store.objects import open_store
 from pipeline.store.tables import append, from_rows, read_all
@@ -226,9 +226,6 @@ def count_calls(name: str, url: str, folder: Path, cut: Cut) -> None:
                 locations,
                 leaders=leaders.get(loaded.leader[product]),
                 provider=provider,
-                page_size=there.items_a_page(
-                    facts_of(loaded.products[product], provider).collection
-                ),
             )
             there = there.model_copy(update={"requests_per_s": 1e6})
             with Catalogue(there) as catalogue:

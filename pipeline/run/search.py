@@ -26,7 +26,7 @@ from pipeline.sources.stac.geoparquet import bulk_items
 from pipeline.stages.search.beside import LEADER_COLUMNS
 from pipeline.stages.search.newest import baseline_kinds, version_of
 from pipeline.stages.search.normalise import UNASKED, normalise
-from pipeline.stages.search.questions import facts_of, queries
+from pipeline.stages.search.questions import queries
 from pipeline.store.layout import LOCATIONS, SCENES, claim, is_claimed, numbered
 from pipeline.store.tables import append, from_rows, next_number, read_all, write_table
 
@@ -156,16 +156,9 @@ def _ask_all(
     """
     names, asked = loaded.wishes[product_id].providers, _Asked()
     for name in names:
+        questions = queries(loaded, product_id, locations, leaders=leaders, provider=name)
         lost: list[Unusable] = []
         with closing(Answers(loaded, product_id, name)) as answers, Spool({}) as part:
-            questions = queries(
-                loaded,
-                product_id,
-                locations,
-                leaders=leaders,
-                provider=name,
-                page_size=answers.page_size,
-            )
             kept = spool if len(names) == 1 else part
             try:
                 for row in answers.rows(questions):
@@ -208,12 +201,6 @@ class Answers:
         """Close the connections."""
         if self._catalogue is not None:
             self._catalogue.close()
-
-    @property
-    def page_size(self) -> int:
-        """Items that come at once."""
-        collection = facts_of(self._product, self.provider.name).collection
-        return self.provider.items_a_page(collection)
 
     def rows(self, questions: list[Query]) -> Iterator[Scene | Unusable]:
         """Yield a row for each item that answers one of the questions.

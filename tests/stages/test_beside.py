@@ -72,19 +72,15 @@ def drawn(seed: int, count: int) -> list[tuple[shapely.Geometry, datetime, float
     return rows[:count]
 
 
-def asked(
-    leaders: pa.Table, loaded: LoadedRecipe | None = None, page_size: int = 100
-) -> list[Query]:
-    return queries(loaded or recipe(), "sentinel-2-l2a", None, leaders=leaders, page_size=page_size)
+def asked(leaders: pa.Table) -> list[Query]:
+    return queries(recipe(), "sentinel-2-l2a", None, leaders=leaders)
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6), count=st.integers(1, 300), page_size=st.sampled_from([20, 1000]))
-def test_every_scene_that_may_accompany_one_is_asked_for(
-    seed: int, count: int, page_size: int
-) -> None:
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 300))
+def test_every_scene_that_may_accompany_one_is_asked_for(seed: int, count: int) -> None:
     rows, draw = drawn(seed, count), random.Random(seed)
-    questions = asked(scenes(*rows), page_size=page_size)
+    questions = asked(scenes(*rows))
     for shape, when, _ in rows:
         west, south, east, north = shape.bounds
         # A follower's scene that shows a corner at least, at any time within the limit.
@@ -117,11 +113,20 @@ def test_neighbours_are_asked_for_together_and_others_apart() -> None:
     assert timedelta(days=WITHIN_DAYS) < first.end - START < timedelta(days=WITHIN_DAYS, hours=2)
 
 
-def test_larger_pages_take_fewer_questions() -> None:
+def test_a_pass_is_never_torn_apart_for_the_sake_of_another() -> None:
     rows = scenes(*drawn(3, 3000))
     strips = len(rows.column("datatake").unique())
-    numbers = [len(asked(rows, page_size=size)) for size in (20, 100, 1000)]
-    assert strips >= numbers[0] > numbers[1] > numbers[2]
+    assert strips / 2 < len(asked(rows)) < strips
+
+
+def test_a_crowd_is_asked_for_in_few_questions() -> None:
+    """As where a sensor is pointed at one country, day after day."""
+    draw = random.Random(5)
+    crowd = [
+        (square(10 + draw.random(), 45 + draw.random()), START + timedelta(hours=7 * k), 0.0)
+        for k in range(100)
+    ]
+    assert len(asked(scenes(*crowd))) < 10
 
 
 def test_leaders_that_cannot_be_candidates_ask_nothing() -> None:

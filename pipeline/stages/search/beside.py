@@ -27,6 +27,9 @@ LEADER_COLUMNS = ("acquired", "datatake", "geometry", *LIMITED_COLUMNS)
 #: questions are put together, not what is found.
 _ITEMS_PER_DEG2_DAY = 0.4
 _ITEM_DEG = 1.0
+#: A question is worth as much as so many items that nobody needs: the least that catalogues give at
+#: once. Those that give 1,000 would be asked half as often and send six times the bytes.
+_ITEMS_OF_A_QUESTION = 100
 #: The scenes of one datatake are seen within this time, and one of them stands for all.
 _DATATAKE_DAYS = 1 / 24
 _M_PER_DEG = 111_000.0
@@ -57,11 +60,11 @@ class _Reach:
     def take(self, which: Ints) -> _Reach:
         return _Reach(self.low[which], self.high[which])
 
-    def pages(self, page_size: int) -> int:
+    def pages(self) -> int:
         """Return about how many pages the answer to one question about all of them has."""
         width, height, days = (self.high.max(axis=0) - self.low.min(axis=0)).tolist()
         items = _ITEMS_PER_DEG2_DAY * days * (width + _ITEM_DEG) * (height + _ITEM_DEG)
-        return int(max(1, ceil(items / page_size)))
+        return int(max(1, ceil(items / _ITEMS_OF_A_QUESTION)))
 
     def halves(self) -> tuple[_Reach, _Reach]:
         """Cut where there are as many on one side as on the other, along the longest axis."""
@@ -75,7 +78,7 @@ class _Reach:
 
 
 def beside(
-    loaded: LoadedRecipe, product: str, leaders: pa.Table, *, page_size: int
+    loaded: LoadedRecipe, product: str, leaders: pa.Table
 ) -> Iterator[tuple[Box, tuple[datetime, datetime]]]:
     """Yield the boxes and spans that hold every scene that may accompany one of the leader's.
 
@@ -88,8 +91,6 @@ def beside(
         It follows another.
     leaders : table with `LEADER_COLUMNS`
         Scenes, of which those of the leader count that are within the recipe's limits.
-    page_size : int
-        Items on a page of the catalogue that is asked.
 
     Yields
     ------
@@ -105,9 +106,9 @@ def beside(
     reach, datatake = _reach(loaded, product, leaders)
     order = np.argsort(datatake, kind="stable")
     ends = np.flatnonzero(np.diff(datatake[order])) + 1
-    passes = [_together(reach.take(some), page_size) for some in np.split(order, ends)]
+    passes = [_together(reach.take(some)) for some in np.split(order, ends)]
     strips = _Reach.around([part for _, parts in passes for part in parts])
-    for part in _together(strips, page_size)[1]:
+    for part in _together(strips)[1]:
         west, south, start = part.low.min(axis=0).tolist()
         east, north, end = part.high.max(axis=0).tolist()
         yield (
@@ -137,12 +138,12 @@ def _reach(loaded: LoadedRecipe, product: str, leaders: pa.Table) -> tuple[_Reac
     return reach, datatakes.indices.to_numpy()[owner].astype(np.int64)
 
 
-def _together(reach: _Reach, page_size: int) -> tuple[int, list[_Reach]]:
+def _together(reach: _Reach) -> tuple[int, list[_Reach]]:
     """Cut in halves, and those again, wherever that takes fewer pages; also return how many."""
-    pages = reach.pages(page_size)
+    pages = reach.pages()
     if pages == 1 or len(reach) == 1:
         return pages, [reach]
-    halves = [_together(half, page_size) for half in reach.halves()]
+    halves = [_together(half) for half in reach.halves()]
     fewer = sum(number for number, _ in halves)
     if fewer >= pages:
         return pages, [reach]

@@ -46,7 +46,6 @@ def queries(
     *,
     leaders: pa.Table | None = None,
     provider: str | None = None,
-    page_size: int = 100,
     all_weathers: bool = False,
 ) -> list[Query]:
     """Return the questions to ask for one product: few, whatever the number of locations.
@@ -62,8 +61,6 @@ def queries(
         follows one (`beside.LEADER_COLUMNS`). None: the follower is asked for as any other.
     provider : str or None
         Who is asked; None: the first that the recipe lists.
-    page_size : int
-        Items that come at once.
     all_weathers : bool
         Ask for scenes above the recipe's cloud limit too.
 
@@ -86,7 +83,7 @@ def queries(
     at_most += tuple(_not_above(facts, require))
     whole, dated = provider in _READ_WHOLE, product.temporal == "dated"
     if dated and not whole and locations is None and leaders is not None:
-        pairs = beside(loaded, product_id, leaders, page_size=page_size)
+        pairs = beside(loaded, product_id, leaders)
         return [
             Query(product.id, facts.collection, box, *span, only=only, at_most=at_most)
             for box, span in pairs
