@@ -129,7 +129,7 @@ def _table(collection: Collection, examples: dict[int, Scene], items: Items) -> 
             pa.StructArray.from_arrays(
                 [
                     pa.array([asset.name for asset in assets] * count),
-                    pa.repeat("", count * len(assets)),
+                    pa.array([asset.href.partition("://")[0] + "://" for asset in assets] * count),
                     pa.nulls(count * len(assets), pa.int64()),
                     pa.nulls(count * len(assets), pa.string()),
                 ],
