@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.errors import RecipeError, TerrashardError, TryAgain
+from pipeline.errors import MissingObject, RecipeError, TerrashardError, TryAgain
 
 if TYPE_CHECKING:
     from pipeline.ports import Engine, ObjectStore
@@ -527,7 +528,7 @@ def serve(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every error becomes one paragraph and an exit code.
 
-    `--debug` anywhere on the line shows the traceback instead.
+    `--debug` anywhere on the line shows the traceback too.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
@@ -541,7 +542,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         text, code = _explain(error)
         typer.echo(f"{_name()}: {text}", err=True)
         sys.exit(code)
@@ -560,7 +561,7 @@ def _name() -> str:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """Return one paragraph and the exit code of what ended a command."""
-    if isinstance(error, TerrashardError):
+    if isinstance(error, TerrashardError | MissingObject):
         return str(error), error.exit_code
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""

@@ -90,6 +90,29 @@ class IntegrityError(TerrashardError):
     exit_code = 65
 
 
+class MissingObject(KeyError):
+    """A root has no such object. Whoever looks for what may be absent expects this; where it is
+    not expected, something else of the root names the object, and part of it was deleted.
+
+    Parameters
+    ----------
+    key, url : str
+        Of the object and of the root.
+    """
+
+    exit_code: ClassVar[int] = IntegrityError.exit_code
+
+    def __init__(self, key: str, url: str) -> None:
+        super().__init__(key, url)
+
+    def __str__(self) -> str:
+        key, url = self.args
+        return (
+            f"{url} has no {key}, though other files there name it: part of the root was deleted. "
+            "Bring it back from a copy, or build the data set again in a new root."
+        )
+
+
 def _rebuild(
     kind: type[TryAgain] | type[GiveUp],
     message: str,

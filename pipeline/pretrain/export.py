@@ -130,7 +130,7 @@ def export(model: Model, encoder: nn.Module, folder: Path, *, onnx: bool = False
     return names
 
 
-def load_folder(folder: Path) -> nn.Module:
+def load_folder(folder: str | Path) -> nn.Module:
     """Return the encoder of an export, in evaluation mode, whoever can build it.
 
     Raises
@@ -138,6 +138,7 @@ def load_folder(folder: Path) -> nn.Module:
     IntegrityError
         The folder is no export of this program.
     """
+    folder = Path(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         shape = TypeAdapter(EncoderShape).validate_python(config["terrashard"]["shape"])

@@ -201,11 +201,10 @@ def unfinished(left: dict[str, str]) -> str:
 
 
 def _sha256(store: ObjectStore, key: str) -> str:
-    digest = hashlib.sha256()
+    digest, size = hashlib.sha256(), store.size(key)
     if isinstance(store, LocalStore):
         with store.path(key).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    size = store.size(key)
     for start in range(0, size, _PIECE_BYTES):
         (piece,) = store.get_ranges(key, [(start, min(size, start + _PIECE_BYTES))])
         digest.update(piece)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline.errors import MissingObject
 from pipeline.ports import ObjectStore
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Location, Scene
@@ -90,9 +91,13 @@ def run_status(loaded: LoadedRecipe, store: ObjectStore) -> Status:
         The root is another recipe's.
     IntegrityError
         The ledger does not add up.
+    MissingObject
+        There are commits of a plan that is not there.
     """
     layout.is_claimed(store, loaded)
-    plans = plan_numbers(store)
+    plans, committed = plan_numbers(store), newest(store)
+    if lost := sorted({layout.parse_shard(name)[0] for name in committed} - {*plans}):
+        raise MissingObject(layout.plan_header(lost[0]), store.url)
     counts = tally(store)
     locations = read_all(store, layout.LOCATIONS, Location, ["location"])
     return Status(
@@ -102,7 +107,7 @@ def run_status(loaded: LoadedRecipe, store: ObjectStore) -> Status:
         scenes=read_all(store, layout.SCENES, Scene, ["scene"]).num_rows,
         plans=len(plans),
         shards=sum(layout.read_json(store, layout.plan_header(p))["shards"] for p in plans),
-        committed=len(newest(store)),
+        committed=len(committed),
         patches=counts.planned,
         written=counts.written,
         rejected=counts.rejected,

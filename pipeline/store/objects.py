@@ -16,13 +16,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from pipeline.errors import IntegrityError, RecipeError
+from pipeline.errors import IntegrityError, MissingObject, RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.store.layout import TEMPORARY, checked
 
 _HOST = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())
 #: How many buffers one `writev` may get (IOV_MAX of Linux is 1024).
 _VECTOR = 512
+
+#: An address of a bucket with a slash too few, which would be a folder's name.
+_ONE_SLASH = re.compile(r"(s3|gs|az):/(?!/)")
 
 
 def open_store(url: str | Path) -> ObjectStore:
@@ -39,6 +42,10 @@ def open_store(url: str | Path) -> ObjectStore:
     text = str(url)
     if not text.strip():
         raise RecipeError("the root is empty; name a folder, s3://, gs:// or az://.")
+    if slipped := _ONE_SLASH.match(text):
+        raise RecipeError(
+            f"root {text!r} is no folder's name; was {slipped[1]}://{text[slipped.end() :]} meant?"
+        )
     scheme, separator, rest = text.partition("://")
     if not separator or scheme == "file":
         return _open_folder(rest if separator else text)
@@ -75,13 +82,13 @@ class LocalStore:
         try:
             return self.path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise KeyError(key) from None
+            raise MissingObject(key, self.url) from None
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         try:
             handle = os.open(self.path(key), os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
-            raise KeyError(key) from None
+            raise MissingObject(key, self.url) from None
         try:
             return [_pread(handle, start, stop, f"{self.url}/{key}") for start, stop in ranges]
         finally:
@@ -90,7 +97,7 @@ class LocalStore:
     def size(self, key: str) -> int:
         path = self.path(key)
         if not path.is_file():
-            raise KeyError(key)
+            raise MissingObject(key, self.url)
         return path.stat().st_size
 
     def put(self, key: str, data: bytes | Iterable[bytes], *, durable: bool = True) -> None:

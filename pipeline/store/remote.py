@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from pipeline.errors import GiveUp, IntegrityError, RecipeError, TryAgain
+from pipeline.errors import GiveUp, IntegrityError, MissingObject, RecipeError, TryAgain
 from pipeline.store.layout import checked
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class RemoteStore:
         try:
             return action()
         except (exceptions.NotFoundError, FileNotFoundError):
-            raise KeyError(key) from None
+            raise MissingObject(str(key), self.url) from None
         except exceptions.AlreadyExistsError:
             raise
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:

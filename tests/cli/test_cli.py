@@ -71,6 +71,7 @@ def test_debug_shows_the_traceback(tmp_path: Path):
     )
     assert "Traceback" in ended.stderr
     assert "RecipeError" in ended.stderr
+    assert ended.returncode == 2, "what without it"
 
 
 def test_the_version_is_that_of_the_package(capsys):

@@ -331,3 +331,13 @@ def test_a_closed_pipe_is_silent(tmp_path):
     )
     assert shell.stdout.startswith("enmap-l2a: ")
     assert shell.stderr == ""
+
+
+def test_a_root_of_which_part_was_deleted_contradicts_itself(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(tmp_path / "root")
+    store.create("commits/p000001-s00000/r1.parquet", b"")
+    code, _, said = call("status", recipe, "--root", tmp_path / "root", capsys=capsys)
+    assert code == 65
+    assert "has no plans/000001.json, though other files there name it" in said

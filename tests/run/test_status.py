@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import TryAgain
+from pipeline.errors import MissingObject, TryAgain
 from pipeline.run.status import run_status
 
 
@@ -33,3 +33,14 @@ def test_planned_is_written_and_rejected_and_failed_and_pending(rig: Any) -> Non
     assert (status.written, status.rejected, status.failed) == (3, {"no-candidate": 1}, {"gone": 1})
     assert status.pending == 1
     assert status.patches == 6
+
+
+def test_a_plan_that_was_deleted_is_missed(rig: Any) -> None:
+    rig.scene("image/d1/t1")
+    rig.patch(0, [["image/d1/t1"]])
+    rig.lock()
+    rig.extract()
+    rig.store.delete("plans/000001.json")
+    with pytest.raises(MissingObject) as missed:
+        run_status(rig.loaded, rig.store)
+    assert "has no plans/000001.json, though other files there name it" in str(missed.value)

@@ -161,6 +161,8 @@ class TestRemoteStore(StoreSuite):
 
 
 def test_unknown_schemes_are_refused() -> None:
+    with pytest.raises(RecipeError, match="was s3://bucket/x meant"):
+        open_store("s3:/bucket/x")
     with pytest.raises(RecipeError, match="unknown scheme 'ftp'"):
         open_store("ftp://somewhere/x")
 
