@@ -233,7 +233,10 @@ class Response(_Strict):
     band: str
     """Name of the band."""
     platform: str
-    """Satellite on which it was measured; those of its sisters differ a little."""
+    """Satellite on which it was measured."""
+    datatake: str = ""
+    """What the datatakes of that satellite begin with. A scene of a satellite without a response of
+    its own takes the first of each band; sisters differ a little."""
     start_nm: float = Field(gt=0)
     """Wavelength of the first value in nanometres."""
     step_nm: float = Field(gt=0)

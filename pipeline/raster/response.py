@@ -40,8 +40,7 @@ def responses(
         The spectrometer's, in any order.
     target : sequence of Band
     measured : sequence of Response
-        Of some of the target's bands (`Product.responses`): those of one satellite stand for all of
-        its kind.
+        Of some of the target's bands, at most one of each (`of_satellite`).
 
     Returns
     -------
@@ -66,10 +65,30 @@ def responses(
     return weights
 
 
+def of_satellite(measured: Sequence[Response], datatake: str) -> tuple[Response, ...]:
+    """Return the response of each band on the satellite that a datatake is of.
+
+    Parameters
+    ----------
+    measured : sequence of Response
+        `Product.responses`.
+    datatake : str
+        Of a scene. Where no response of a band is of its satellite, the first is taken.
+    """
+    found: dict[str, Response] = {}
+    for response in measured:
+        own = bool(response.datatake) and datatake.startswith(response.datatake)
+        if own or response.band not in found:
+            found[response.band] = response
+    return tuple(found.values())
+
+
 def described(target: Sequence[Band], measured: Sequence[Response]) -> dict[str, str]:
-    """Return what the response of each band is taken from: a satellite, or `Gaussian`."""
-    platforms = {response.band: response.platform for response in measured}
-    return {band.name: platforms.get(band.name, "Gaussian") for band in target}
+    """Return what the response of each band is taken from: satellites, or `Gaussian`."""
+    platforms: dict[str, list[str]] = {}
+    for response in measured:
+        platforms.setdefault(response.band, []).append(response.platform)
+    return {band.name: ", ".join(platforms.get(band.name, ["Gaussian"])) for band in target}
 
 
 def _response(

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.raster.masks import CLEAR
-from pipeline.raster.response import expected, responses
+from pipeline.raster.response import expected, of_satellite, responses
 from pipeline.recipe import LoadedRecipe
 
 Where = NDArray[np.bool_]
@@ -94,14 +94,18 @@ class Comparison:
 
     def __init__(self, loaded: LoadedRecipe) -> None:
         self._loaded = loaded
-        self._weights: dict[str, NDArray[np.float64]] = {}
+        self._weights: dict[tuple[str, ...], NDArray[np.float64]] = {}
 
-    def residual(self, product: str, means: Mapping[str, Mapping[str, SharedMeans]]) -> list[float]:
+    def residual(
+        self, product: str, datatake: str, means: Mapping[str, Mapping[str, SharedMeans]]
+    ) -> list[float]:
         """Return mean minus expected mean of every stored band, in the product's unit.
 
         Parameters
         ----------
         product : str
+        datatake : str
+            Of its scenes: each satellite has responses of its own.
         means : mapping of str to mapping of str to SharedMeans
             For each product of a group, its means over the ground it shares with another.
 
@@ -114,16 +118,21 @@ class Comparison:
         reference = self._loaded.compared.get(product)
         if reference is None or reference not in means[product]:
             return []
-        if product not in self._weights:
-            bands = {p: self._bands(p) for p in (product, reference)}
-            measured = self._loaded.products[product].responses
-            self._weights[product] = responses(bands[reference], bands[product], measured)
+        weights = self._weights_of(product, reference, datatake)
         own, other = means[product][reference], means[reference][product]
         facts, spectrometer = (self._loaded.products[name] for name in (product, reference))
-        due = expected(other.mean, other.count, self._weights[product])
+        due = expected(other.mean, other.count, weights)
         due = due * spectrometer.scale + spectrometer.offset
         found = np.where(own.count > 0, own.mean * facts.scale + facts.offset, np.nan)
         return [float(value) for value in found - due]
+
+    def _weights_of(self, product: str, reference: str, datatake: str) -> NDArray[np.float64]:
+        measured = of_satellite(self._loaded.products[product].responses, datatake)
+        key = (product, *(response.platform for response in measured))
+        if key not in self._weights:
+            bands = {p: self._bands(p) for p in (product, reference)}
+            self._weights[key] = responses(bands[reference], bands[product], measured)
+        return self._weights[key]
 
     def _bands(self, product: str) -> list[Any]:
         facts = self._loaded.products[product]

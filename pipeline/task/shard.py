@@ -125,7 +125,8 @@ def _rows(decided: Sequence[Decided], reader: Reader, comparison: Comparison) ->
     for group in decided:
         means = {pick.patch.product: finished.shared for pick, finished in group.patches}
         for pick, finished in group.patches:
-            residual = comparison.residual(pick.patch.product, means)
+            datatake = pick.scenes[0].datatake  # one for all scenes of a patch
+            residual = comparison.residual(pick.patch.product, datatake, means)
             rows.append(written(pick, finished, reader, residual=residual))
         if not group.patches:
             rows += not_written(group.trial)

@@ -435,13 +435,16 @@ def test_sentinel_2_numbers_are_those_of_the_real_metadata() -> None:
         band = product.band(name)
         assert band.wavelength_nm == float(entry.findtext(".//CENTRAL", ""))
         response = [float(word) for word in entry.findtext(".//VALUES", "").split()]
-        (shipped,) = [own for own in product.responses if own.band == name]
+        platform = root.findtext(".//SPACECRAFT_NAME")
+        (shipped,) = [
+            own for own in product.responses if (own.band, own.platform) == (name, platform)
+        ]
         assert list(shipped.values) == response
         assert (shipped.start_nm, shipped.step_nm) == (
             float(entry.findtext(".//MIN", "")),
             float(entry.findtext(".//STEP", "")),
         )
-        assert shipped.platform == root.findtext(".//SPACECRAFT_NAME")
+        assert shipped.datatake == root.find(".//Datatake").attrib["datatakeIdentifier"][1:5]  # type: ignore[union-attr]
         half = [i for i, value in enumerate(response) if value >= max(response) / 2]
         assert band.fwhm_nm == half[-1] - half[0] + 1
         assert band.pixel_m == float(entry.findtext("RESOLUTION", ""))

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from pipeline.products.catalogue import Band, Response, load_product
-from pipeline.raster.response import described, expected, responses
+from pipeline.raster.response import described, expected, of_satellite, responses
 
 ENMAP, SENTINEL_2 = load_product("enmap-l2a"), load_product("sentinel-2-l2a")
+SENTINEL_2A = of_satellite(SENTINEL_2.responses, "S2A_20240812T103031")
+SENTINEL_2B = of_satellite(SENTINEL_2.responses, "S2B_20240812T103031")
 FINE = [Band(name=f"f{k}", wavelength_nm=400 + 10 * k, fwhm_nm=10, pixel_m=30) for k in range(60)]
 
 
@@ -83,16 +85,51 @@ def test_what_each_response_is_taken_from_is_said() -> None:
     said = described(oli.bands, oli.responses)
     assert said["B5"] == "Landsat 8"
     assert said["B10"] == said["B8"] == "Gaussian"
-    assert set(described(SENTINEL_2.bands, SENTINEL_2.responses).values()) == {"Sentinel-2A"}
+    said = described(SENTINEL_2.bands, SENTINEL_2.responses)
+    assert set(said.values()) == {"Sentinel-2A, Sentinel-2B"}
+
+
+def test_a_scene_is_judged_by_the_responses_of_its_own_satellite() -> None:
+    names = [band.name for band in SENTINEL_2.bands]
+    for measured, platform in ((SENTINEL_2A, "Sentinel-2A"), (SENTINEL_2B, "Sentinel-2B")):
+        assert [one.band for one in measured] == names
+        assert {one.platform for one in measured} == {platform}
+    assert of_satellite(SENTINEL_2.responses, "S2C_20250612T112131") == SENTINEL_2A
+    assert of_satellite((), "S2A_20240812T103031") == ()
+
+
+def test_sentinel_2b_has_its_centres_where_esa_states_them() -> None:
+    """CENTRAL in the metadata of S2B_MSIL2A_20230122T231849_N0400_R087_T01UBT, in nm."""
+    centres = {
+        "B01": 442.3,
+        "B02": 492.3,
+        "B03": 559,
+        "B04": 665,
+        "B05": 703.8,
+        "B06": 739.1,
+        "B07": 779.7,
+    }
+    centres |= {"B08": 833, "B8A": 864, "B09": 943.2, "B11": 1610.4, "B12": 2185.7}
+    for one in SENTINEL_2B:
+        at_nm = one.start_nm + one.step_nm * np.arange(len(one.values))
+        mean_nm = float((at_nm * one.values).sum() / np.sum(one.values))
+        assert mean_nm == pytest.approx(centres[one.band], abs=0.1), one.band
+
+
+def test_the_satellites_differ_where_a_spectrum_falls_in_b12() -> None:
+    falling = np.array([2300 - (b.wavelength_nm or 0) for b in ENMAP.bands])
+    b12 = [SENTINEL_2.band("B12")]
+    seen = [(responses(ENMAP.bands, b12, m)[0] * falling).sum() for m in (SENTINEL_2A, SENTINEL_2B)]
+    assert seen[1] - seen[0] == pytest.approx(2202.4 - 2185.7, abs=1)
 
 
 def test_a_red_edge_is_where_the_response_says() -> None:
     """B8 of Sentinel-2 is no Gaussian: on a spectrum that falls in it, the two differ."""
     b08 = [SENTINEL_2.band("B08")]
     falling = np.array([1.0 if (b.wavelength_nm or 0) < 840 else 0.0 for b in ENMAP.bands])
-    measured = responses(ENMAP.bands, b08, SENTINEL_2.responses)[0] @ falling
+    measured = responses(ENMAP.bands, b08, SENTINEL_2A)[0] @ falling
     gaussian = responses(ENMAP.bands, b08)[0] @ falling
-    table = next(r for r in SENTINEL_2.responses if r.band == "B08")
+    table = next(r for r in SENTINEL_2A if r.band == "B08")
     at_nm = table.start_nm + table.step_nm * np.arange(len(table.values))
     values = np.array(table.values)
     assert measured == pytest.approx(values[at_nm < 843.5].sum() / values.sum(), abs=0.02)
@@ -100,19 +137,19 @@ def test_a_red_edge_is_where_the_response_says() -> None:
 
 
 def test_enmap_sees_all_of_sentinel_2_but_for_its_water_gaps() -> None:
-    for measured in ((), SENTINEL_2.responses):
+    for measured in ((), SENTINEL_2A):
         covered = responses(ENMAP.bands, SENTINEL_2.bands, measured).sum(axis=1)
         assert (covered > 0.99).all()
 
 
 def test_a_grey_ground_is_as_bright_in_every_band() -> None:
-    weights = responses(ENMAP.bands, SENTINEL_2.bands, SENTINEL_2.responses)
+    weights = responses(ENMAP.bands, SENTINEL_2.bands, SENTINEL_2A)
     grey, count = np.full(len(ENMAP.bands), 2000.0), np.full(len(ENMAP.bands), 9)
     assert expected(grey, count, weights) == pytest.approx(2000)
 
 
 def test_a_band_whose_partners_counted_nothing_is_not_expected() -> None:
-    weights = responses(ENMAP.bands, SENTINEL_2.bands, SENTINEL_2.responses)
+    weights = responses(ENMAP.bands, SENTINEL_2.bands, SENTINEL_2A)
     count = np.where(weights[2] > 0, 0, 9)
     due = expected(np.full(len(ENMAP.bands), 2000.0), count, weights)
     assert np.isnan(due[2])
