@@ -6,7 +6,7 @@ import csv
 import re
 import tomllib
 from collections.abc import Collection
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -73,6 +73,9 @@ class Band(_Strict):
     """Name in the data set, unique in the product."""
     index: int = Field(default=1, ge=1)
     """1-based position in its asset, where one asset holds several bands."""
+    part: str | None = None
+    """Which of several files with many bands holds it (a detector's); a provider's `assets` say
+    which file a part is. None: the one that `*` names."""
     wavelength_nm: float | None = None
     """Centre wavelength in nanometres; None for labels and radar."""
     fwhm_nm: float | None = None
@@ -253,10 +256,11 @@ class Response(_Strict):
 class Calibration(_Strict):
     """How delivered numbers become physical ones, where every scene has coefficients of its own."""
 
-    method: Literal["landsat-toa", "sentinel-1-sigma0"]
+    method: Literal["landsat-toa", "sentinel-1-sigma0", "enmap-radiance"]
     """`landsat-toa`: reflectance and brightness temperature at the top of the atmosphere, by the
     scene's MTL.json (`pipeline.raster.landsat`). `sentinel-1-sigma0`: sigma nought in dB, by the
-    calibration table of each polarisation (`pipeline.raster.sentinel1`)."""
+    calibration table of each polarisation (`pipeline.raster.sentinel1`). `enmap-radiance`: radiance
+    at the sensor by the scene's METADATA.XML (`pipeline.raster.enmap`)."""
     file: str
     """Name of the file with the coefficients; a provider's `assets` say which it is."""
     per_band: bool = False
@@ -276,7 +280,8 @@ class ProviderFacts(_Strict):
     """Another provider of the same product, whose names hold for every key not given here."""
     assets: dict[str, tuple[BandAsset, ...]] = {}
     """Band or mask layer name to the files that hold it. The key `*` serves every band without an
-    entry of its own (one file with all bands)."""
+    entry of its own (one file with all bands), and the name of a part every band of it. A layer
+    that each part has for itself is named by both: `pixelmask vnir`."""
     properties: dict[str, str] = {}
     """Our word to the item's property (`id`: the item's id; `=text`: a constant): acquired,
     datatake, tile, baseline, cloud_percent, sun_elevation_deg, sun_zenith_deg, offset_applied (has
@@ -300,6 +305,14 @@ class ProviderFacts(_Strict):
     """Labels only: the code that this provider delivers (as text) to the product's own. Empty: they
     are the same. A code that is not here is an error."""
 
+    def entries(self, band: Band) -> tuple[BandAsset, ...]:
+        """Return the files that may hold a band: by its name, its part, or as all others."""
+        return self.assets.get(band.name) or self.assets.get(band.part or "*", ())
+
+    def marks(self, layer: str, part: str | None) -> tuple[BandAsset, ...]:
+        """Return the files that may hold a layer for the bands of a part."""
+        return self.assets.get(f"{layer} {part}") or self.assets.get(layer, ())
+
 
 class Product(_Strict):
     """A sensor at a processing level: everything the code needs to know about it."""
@@ -316,9 +329,11 @@ class Product(_Strict):
     another map projection, radar geometry), and `warp` brings it onto the pixels of each cell."""
     warp: Literal["nearest", "bilinear"] | None = None
     """How, for a product without a lattice. Codes cannot be averaged: labels take the nearest."""
-    geolocation: Literal["grid", "gcp"] = "grid"
+    geolocation: Literal["grid", "gcp", "rpc"] = "grid"
     """`gcp`: files have no grid, only ground control points, and no terrain correction: what lies
-    h metres above the points' surface is displaced by h / tan(incidence angle)."""
+    h metres above the points' surface is displaced by h / tan(incidence angle). `rpc`: files lie in
+    sensor geometry, and the scene's coefficients say where each band sees a place at the mean
+    height of the ground: what lies h metres above that is displaced by h x tan(view angle)."""
     stored_dtype: Literal["int16", "uint16", "uint8", "float32"] = "int16"
     """Type in the shards."""
     nodata: float | None = None
@@ -373,8 +388,17 @@ class Product(_Strict):
             raise ValueError("has either `lattice`, or `warp` because it lies on none")
         if self.kind == "labels" and self.warp not in (None, "nearest"):
             raise ValueError('is of class codes: `warp` must be "nearest"')
-        if self.warp is not None and self.mask_layers:
-            raise ValueError("has `warp` and `mask_layers`: quality layers are never warped")
+        if self.warp is not None and self.mask_layers and self.geolocation != "rpc":
+            raise ValueError(
+                "has `warp` and `mask_layers`: quality layers are brought onto cells in sensor "
+                'geometry alone (`geolocation = "rpc"`)'
+            )
+        own = self.calibration is not None and self.calibration.method == "enmap-radiance"
+        if self.geolocation == "rpc" and (self.warp is None or not own):
+            raise ValueError(
+                'has `geolocation = "rpc"`, which needs `warp` and the `calibration.method` that '
+                'reads the coefficients, "enmap-radiance"'
+            )
         if self.mask is not None:
             self._can_be_masked(self.mask)
         self._can_be_audited()
@@ -450,12 +474,16 @@ class Product(_Strict):
 
     def band(self, name: str) -> Band:
         """Return the band of that name, or raise `RecipeError` naming what exists."""
-        for band in self.bands:
-            if band.name == name:
-                return band
+        if (found := self.by_name.get(name)) is not None:
+            return found
         names = [band.name for band in self.bands]
         known = ", ".join(names) if len(names) <= 20 else f"{names[0]}, {names[1]} ... {names[-1]}"
         raise RecipeError(f"product {self.id} has no band {name!r}; it has: {known}.")
+
+    @cached_property
+    def by_name(self) -> dict[str, Band]:
+        """Its bands."""
+        return {band.name: band for band in self.bands}
 
     @property
     def class_groups(self) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,9 @@
 """Bring the pixels of a file onto the pixels of cells, where the two share no lattice.
 
 Label maps and terrain come in degrees or in map projections of their own, radar images with ground
-control points and no grid. For each cell the part of the file under it is read, and its pixels are
-taken by the exact position of the cell's pixel centres: the nearest, or a mean of the nearest four.
+control points and no grid, raw images in the geometry of their sensor. For each cell the part of
+the file under it is read, and its pixels are taken by the exact position of the cell's pixel
+centres: the nearest, or a mean of the nearest four.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rasterio.windows import Window as GdalWindow
 
 from pipeline.errors import GiveUp
 from pipeline.ports import ByteSource, PixelGrid, Stat
+from pipeline.raster.camera import Camera
 from pipeline.raster.opening import (
     MAGIC_BYTES,
     environment,
@@ -40,8 +42,12 @@ Prepare = Callable[[Pixels, int, int], Pixels]
 
 #: Read at once, from where a decoder asks: a part of a file is a few compressed blocks of it.
 _PAGE_BYTES = 2**18
+#: Cameras see places by longitude and latitude.
+_LONLAT = "EPSG:4326"
 #: Positions along each side of a cell by which the part of a file under it is found.
 _PROBES = 21
+#: File pixels that lie along the edge of one of the cell, from which on they are averaged.
+_FINER = 1.1
 #: Pixels read beyond it: of the interpolation, and of what probes may miss.
 _MARGIN_PX = 4
 #: A cell has some 264 pixels of 10 m; a file of finer pixels than these gives more.
@@ -69,8 +75,6 @@ class WarpedRaster:
         points, crs = handle.gcps
         self._points = list(points) if points and handle.transform.is_identity else []
         self._crs = crs if self._points else handle.crs
-        if self._crs is None:
-            raise GiveUp(f"{name} says neither grid nor control points.", failure="wrong-grid")
         with _placed(name):
             self._spline = GCPTransformer(self._points, tps=True) if self._points else None
 
@@ -81,7 +85,8 @@ class WarpedRaster:
         *,
         method: str,
         nodata: float | None,
-        prepare: Prepare | None = None,
+        prepare: Sequence[Prepare] = (),
+        cameras: Sequence[Camera] = (),
     ) -> Pixels:
         """Return the bands on the pixels of a cell, shape (band, y, x).
 
@@ -96,8 +101,11 @@ class WarpedRaster:
         nodata : float or None
             Delivered value that means nothing was seen, as does the one that the file itself names.
             None: NaN.
-        prepare : callable or None
-            What is done to delivered pixels first; NaN is nothing seen in what it returns.
+        prepare : sequence of callable
+            For each band what is done to delivered pixels first, if anything; NaN is nothing seen
+            in what it returns.
+        cameras : sequence of Camera
+            For each band where it saw a place; none: the file's own grid or control points hold.
 
         Returns
         -------
@@ -108,7 +116,8 @@ class WarpedRaster:
         ------
         GiveUp
             `wrong-size` (no such band, or a huge part), `not-an-image` (integers without a value
-            for nothing), `truncated`, `corrupt`, or what the source raised.
+            for nothing), `wrong-grid` (nothing says where its pixels lie), `truncated`, `corrupt`,
+            or what the source raised.
         TryAgain
             What the source raised.
         """
@@ -117,27 +126,51 @@ class WarpedRaster:
                 f"{self._name} has {self._handle.count} bands; there is no band {max(indexes)}.",
                 failure="wrong-size",
             )
-        nothing = math.nan if nodata is None or prepare is not None else nodata
-        kind = np.dtype(np.float32) if prepare is not None else np.dtype(self._handle.dtypes[0])
+        if self._crs is None and not cameras:
+            raise GiveUp(
+                f"{self._name} says neither grid nor control points.", failure="wrong-grid"
+            )
+        nothing = math.nan if nodata is None or prepare else nodata
+        kind = np.dtype(np.float32) if prepare else np.dtype(self._handle.dtypes[0])
         if kind.kind not in "iuf" or (math.isnan(nothing) and kind.kind != "f"):
             raise GiveUp(f"{self._name} has {kind} pixels and no nodata.", failure="not-an-image")
         target = np.full((len(indexes), grid.height_px, grid.width_px), nothing, kind)
+        for camera in dict.fromkeys(cameras) or (None,):
+            places = [n for n in range(len(indexes)) if not cameras or cameras[n] == camera]
+            own = [prepare[n] for n in places] if prepare else []
+            target[places] = self._moved(
+                [indexes[n] for n in places], target[places], grid, method, nothing, own, camera
+            )
+        return target
+
+    def _moved(
+        self,
+        indexes: list[int],
+        target: Pixels,
+        grid: PixelGrid,
+        method: str,
+        nothing: float,
+        prepare: Sequence[Prepare],
+        camera: Camera | None,
+    ) -> Pixels:
+        """Return bands that lie alike on the pixels of a cell: what is seen of them in `target`."""
         with _placed(self._name):
-            window = self._window(grid)
-        if window is None:
+            found = self._window(grid, camera)
+        if found is None:
             return target
+        window, scales = found
         with translated(self._file, self._name), environment():
-            pixels = self._handle.read(list(indexes), window=window)
-        own = self._handle.nodata
-        if prepare is None and own is not None:
+            pixels = self._handle.read(indexes, window=window)
+        if prepare:
+            at = window.row_off, window.col_off
+            bands = [one(pixels[n : n + 1], *at) for n, one in enumerate(prepare)]
+            pixels = np.concatenate(bands)
+        elif (own := self._handle.nodata) is not None:
             pixels[pixels == own] = nothing  # an edition may call nothing by another number
-        if prepare is not None:
-            pixels = prepare(pixels, window.row_off, window.col_off)
         with _placed(self._name), environment():
             reproject(
                 pixels,
                 target,
-                src_crs=self._crs,
                 src_nodata=nothing,
                 dst_crs=f"EPSG:{grid.epsg}",
                 dst_nodata=nothing,
@@ -146,41 +179,53 @@ class WarpedRaster:
                 ),
                 resampling=_METHODS[method],
                 tolerance=0,
-                **self._position(window),
+                **scales,
+                **self._position(window, camera),
             )
         return target
 
-    def _position(self, window: GdalWindow) -> dict[str, Any]:
+    def _position(self, window: GdalWindow, camera: Camera | None) -> dict[str, Any]:
         """Return where the pixels of a window lie, in the words of the warper."""
+        col, row = window.col_off, window.row_off
+        if camera is not None:
+            return {
+                "src_crs": _LONLAT,
+                "rpcs": camera.coefficients(row, col),
+                "RPC_HEIGHT": camera.height_m,
+            }
         if not self._points:
             a, b, c, d, e, f = tuple(self._handle.transform)[:6]
-            col, row = window.col_off, window.row_off
             moved_c, moved_f = c + a * col + b * row, f + d * col + e * row
-            return {"src_transform": rasterio.Affine(a, b, moved_c, d, e, moved_f)}
+            moved = rasterio.Affine(a, b, moved_c, d, e, moved_f)
+            return {"src_crs": self._crs, "src_transform": moved}
         points = [
-            GroundControlPoint(
-                point.row - window.row_off, point.col - window.col_off, point.x, point.y, point.z
-            )
+            GroundControlPoint(point.row - row, point.col - col, point.x, point.y, point.z)
             for point in self._points
         ]
-        return {"gcps": points, **_SPLINE}
+        return {"src_crs": self._crs, "gcps": points, **_SPLINE}
 
-    def _place(self, x: Pixels, y: Pixels) -> tuple[Pixels, Pixels]:
+    def _place(self, x: Pixels, y: Pixels, camera: Camera | None) -> tuple[Pixels, Pixels]:
         """Return row and column, with fractions, of positions in the file's own coordinates."""
+        if camera is not None:
+            return camera.rowcol(x, y)
         if self._spline is not None:
             rows, cols = self._spline.rowcol(x.tolist(), y.tolist(), op=float)
             return np.array(rows), np.array(cols)
         a, b, c, d, e, f = tuple(~self._handle.transform)[:6]
         return d * x + e * y + f, a * x + b * y + c
 
-    def _window(self, grid: PixelGrid) -> GdalWindow | None:
-        """Return the part of the file under a cell and a little more; None if there is none."""
+    def _window(
+        self, grid: PixelGrid, camera: Camera | None
+    ) -> tuple[GdalWindow, dict[str, float]] | None:
+        """Return the part of the file under a cell and a little more, and how much finer its pixels
+        are than the cell's, in the words of the warper; None if there is no such part."""
         edge = np.linspace(0, 1, _PROBES)
         x, y = (part.ravel() for part in np.meshgrid(edge, edge))
         x = grid.x_min_m + x * grid.width_px * grid.pixel_m
         y = grid.y_max_m - y * grid.height_px * grid.pixel_m
-        there_x, there_y = transform(f"EPSG:{grid.epsg}", self._crs, x.tolist(), y.tolist())
-        rows, cols = self._place(np.array(there_x), np.array(there_y))
+        crs = self._crs if camera is None else _LONLAT
+        there_x, there_y = transform(f"EPSG:{grid.epsg}", crs, x.tolist(), y.tolist())
+        rows, cols = self._place(np.array(there_x), np.array(there_y), camera)
         if not np.isfinite(rows).all() or not np.isfinite(cols).all():
             return None
         top, bottom = math.floor(min(rows)) - _MARGIN_PX, math.ceil(max(rows)) + _MARGIN_PX
@@ -196,7 +241,28 @@ class WarpedRaster:
                 f"{_MOST_PIXELS}.",
                 failure="wrong-size",
             )
-        return GdalWindow(left, top, width, height)
+        at = np.stack([rows, cols]).reshape(2, _PROBES, _PROBES)
+        return GdalWindow(left, top, width, height), _scales(at, grid)
+
+
+def _scales(at: Pixels, grid: PixelGrid) -> dict[str, float]:
+    """Return pixels of the cell per pixel of the file, along the cell's axes; at most 1.
+
+    GDAL takes it from the outlines of the two, and so takes an image that lies turned under the
+    cell for a finer one, whose pixels it averages: what should be interpolated is blurred.
+
+    Parameters
+    ----------
+    at : array, shape (2, probe, probe)
+        Row and column of the probes, those from north to south in the second axis.
+    grid : PixelGrid
+    """
+    found = {}
+    for key, axis, size_px in (("XSCALE", 2, grid.width_px), ("YSCALE", 1, grid.height_px)):
+        steps = np.hypot(*np.diff(at, axis=axis)) * (_PROBES - 1) / size_px
+        step = float(np.median(steps))
+        found[key] = 1.0 if step < _FINER else 1 / step
+    return found
 
 
 @contextmanager

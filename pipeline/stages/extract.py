@@ -225,15 +225,22 @@ def judge(seen: Fractions, wish: ProductWish, source: str = "product") -> Reject
 
 
 def files_of(name: str, scene: Scene, product: Product) -> tuple[BandAsset, ...]:
-    """Return the files of a scene that hold a band or quality layer; none if it has none.
-
-    An entry `*` of the product's file serves every band, but no quality layer.
-    """
+    """Return the files of a scene that hold a band or what else a name means; none if none does."""
     facts = product.providers.get(scene.provider)
     if facts is None:
         return ()
-    is_band = all(layer.name != name for layer in product.mask_layers)
-    entries = facts.assets.get(name, facts.assets.get("*", ()) if is_band else ())
+    band = product.by_name.get(name)
+    entries = facts.assets.get(name, ()) if band is None else facts.entries(band)
+    return _present(entries, scene)
+
+
+def marks_of(layer: str, part: str | None, scene: Scene, product: Product) -> tuple[BandAsset, ...]:
+    """Return the files of a scene that hold a layer which each part may have for itself."""
+    facts = product.providers.get(scene.provider)
+    return () if facts is None else _present(facts.marks(layer, part), scene)
+
+
+def _present(entries: Iterable[BandAsset], scene: Scene) -> tuple[BandAsset, ...]:
     present = {asset.name for asset in scene.assets}
     return tuple(entry for entry in entries if entry.asset in present)
 

@@ -7,23 +7,21 @@ encoded in a worker thread as soon as its last file is there, and its pixels are
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from pipeline.errors import GiveUp
-from pipeline.ports import PixelGrid
 from pipeline.products.catalogue import Product
 from pipeline.raster.masks import FILL, Fractions, fractions
 from pipeline.raster.statistics import Moments, moments
-from pipeline.raster.warp import Prepare
 from pipeline.records import OffsetAudit, PlannedPatch, Rejected, Scene
 from pipeline.stages.extract import Failure, Trial, judge, weakest
 from pipeline.store.shard import ArraySpec, Encoded, encode_patch
-from pipeline.task.coefficients import Coefficients, read_coefficients
-from pipeline.task.cut import Cut, Placement, resampled
+from pipeline.task.coefficients import Calibrations, Coefficients
+from pipeline.task.cut import Cut, Placement, grid_of, resampled
 from pipeline.task.files import BandFile, cut_of, image_files, mark_files, request_of
 from pipeline.task.lock import Lock
 from pipeline.task.looks import Kept
@@ -33,7 +31,14 @@ from pipeline.task.read import Pixels, Reader, Request, Warp
 from pipeline.task.residual import SharedMeans, Where, clear_in_both, shared_means
 
 #: The ledger's words for how pixels were brought onto a patch, those that say most first.
-_WORDS = ("gcp-bilinear", "gcp-nearest", "bilinear", "average", "nearest", "repeat", "none")
+_WORDS = (
+    *(f"{kind}-{method}" for kind in ("rpc", "gcp") for method in ("bilinear", "nearest")),
+    "bilinear",
+    "average",
+    "nearest",
+    "repeat",
+    "none",
+)
 
 
 @dataclass(slots=True)
@@ -117,13 +122,14 @@ def read_bands(
     lock: Lock,
     specs: dict[str, ArraySpec],
     reader: Reader,
+    known: Calibrations,
     *,
     readers: Executor,
     finishers: Executor,
 ) -> Iterator[tuple[Pick, Result]]:
     """Yield what became of each pick; all of them are read before the first is yielded."""
     wanted = (pick.scenes[position] for pick in picks for position in pick.needed)
-    known = read_coefficients(wanted, lock, reader, readers)
+    known.load(wanted, readers)
     jobs = list(_jobs(picks, lock, known))
     for job in jobs:
         for pick, _, _ in job.takers:
@@ -165,9 +171,7 @@ def _find_shared(picks: Sequence[Pick], lock: Lock) -> None:
             )
 
 
-def _jobs(
-    picks: Sequence[Pick], lock: Lock, known: Mapping[str, Coefficients | Failure]
-) -> Iterator[_Job]:
+def _jobs(picks: Sequence[Pick], lock: Lock, known: Calibrations) -> Iterator[_Job]:
     """Yield the files to read, those of one scene together."""
     # Picks of one scene differ only in what of it was read before.
     wanted: dict[tuple[str, frozenset[str]], list[tuple[Pick, int]]] = defaultdict(list)
@@ -180,53 +184,42 @@ def _jobs(
             wanted[scene.scene, there].append((pick, position))
     for name, there in sorted(wanted, key=lambda key: (key[0], sorted(key[1]))):
         scene, own = scenes[name], known[name]
-        product, stored = lock.loaded.products[scene.product], lock.loaded.bands(scene.product)
-        bands = [band for band in stored if band not in there]
+        bands = [band for band in lock.loaded.bands(scene.product) if band not in there]
         for file in [*image_files(scene, lock.loaded, bands), *mark_files(scene, lock.loaded)]:
             taken = [
                 (pick, position, cut_of(file, pick.places[position], scene, lock.loaded))
                 for pick, position in wanted[name, there]
             ]
-            if isinstance(own, Coefficients) and own.prepare:
-                # Bands of one file have one table, or files of their own.
-                prepare = own.prepare[stored.index(file.bands[0])]
-            else:
-                prepare = None
-            patches = [pick for pick, _, _ in taken]
-            codes = product.providers[scene.provider].codes
-            warp = _warp(patches, product, lock.loaded.pixel_m(product.id), prepare, codes)
+            warp = _warp(taken, file, scene, lock, own)
             windows = tuple(how.window for _, _, how in taken)
             request = request_of(file, windows, scene, lock.loaded, warp=warp)
             yield _Job(request, file, tuple(taken))
 
 
 def _warp(
-    picks: Sequence[Pick],
-    product: Product,
-    pixel_m: float,
-    prepare: Prepare | None,
-    codes: Mapping[str, int],
+    taken: Sequence[tuple[Pick, int, Cut]],
+    file: BandFile,
+    scene: Scene,
+    lock: Lock,
+    known: Coefficients | Failure,
 ) -> Warp | None:
     """Return how the pixels of a product without a lattice come onto those of patches."""
+    product, stored = lock.loaded.products[scene.product], lock.loaded.bands(scene.product)
     if product.warp is None:
         return None
-    grids = tuple(
-        PixelGrid(
-            epsg=pick.patch.epsg,
-            x_min_m=pick.patch.x_min_m,
-            y_max_m=pick.patch.y_max_m,
-            pixel_m=pixel_m,
-            width_px=pick.places[0].size_px,
-            height_px=pick.places[0].size_px,
-        )
-        for pick in picks
-    )
-    return Warp(grids, product.warp, product.nodata, prepare, codes)
+    pixel_m = lock.loaded.pixel_m(product.id)
+    grids = tuple(grid_of(pick.patch, pick.places[0].size_px, pixel_m) for pick, _, _ in taken)
+    own = known if isinstance(known, Coefficients) else Coefficients()
+    places = [stored.index(band) for band in file.bands]
+    cameras = tuple(own.cameras[place] for place in places) if own.cameras else ()
+    if file.marks:
+        return Warp(grids, "nearest", 0, cameras=cameras)
+    prepare = tuple(own.prepare[place] for place in places) if own.prepare else ()
+    codes = product.providers[scene.provider].codes
+    return Warp(grids, product.warp, product.nodata, prepare, cameras, codes)
 
 
-def _finish(
-    pick: Pick, lock: Lock, spec: ArraySpec, known: Mapping[str, Coefficients | Failure]
-) -> Result:
+def _finish(pick: Pick, lock: Lock, spec: ArraySpec, known: Calibrations) -> Result:
     """Paint, judge, measure and encode one patch; its pixels end here."""
     pieces, pick.pieces = pick.pieces, []
     masks, pick.masks = pick.masks, ()
@@ -330,10 +323,12 @@ def _mask_files(scenes: Sequence[Scene], masks: Sequence[SceneMask]) -> Iterator
 
 
 def _moved(product: Product) -> str | None:
-    """Return the ledger's word for a warp, and whether control points alone placed the pixels."""
+    """Return the ledger's word for a warp, and what placed the pixels if no grid did."""
     if product.warp is None:
         return None
-    return f"gcp-{product.warp}" if product.geolocation == "gcp" else product.warp
+    return (
+        product.warp if product.geolocation == "grid" else f"{product.geolocation}-{product.warp}"
+    )
 
 
 def _strongest(words: set[str]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import RecipeError
+from pipeline.ports import PixelGrid
 from pipeline.raster.lattice import Window, window_of
 from pipeline.records import PlannedPatch, Scene
 
@@ -72,6 +73,18 @@ def place(
         east_px,
         south_px,
         (_overlap(window.row, size_px, height), _overlap(window.col, size_px, width)),
+    )
+
+
+def grid_of(patch: PlannedPatch, size_px: int, pixel_m: float) -> PixelGrid:
+    """Return a patch's own pixels, onto which what is warped comes."""
+    return PixelGrid(
+        epsg=patch.epsg,
+        x_min_m=patch.x_min_m,
+        y_max_m=patch.y_max_m,
+        pixel_m=pixel_m,
+        width_px=size_px,
+        height_px=size_px,
     )
 
 

@@ -24,6 +24,7 @@ from pipeline.stages.extract import (
 from pipeline.store.shard import ArraySpec
 from pipeline.task.audit import Audit
 from pipeline.task.bands import Finished, Pick, Result, read_bands
+from pipeline.task.coefficients import Calibrations
 from pipeline.task.cut import place
 from pipeline.task.lock import Lock
 from pipeline.task.quality import Pair, Quality, SceneMask, first_seen, key_of
@@ -61,7 +62,8 @@ def decide(
     TryAgain
         A file could not be read now, and this is not the final round (see `Reader`).
     """
-    quality = Quality(lock.loaded, lock.scenes, reader)
+    calibrations = Calibrations(lock.loaded, reader)
+    quality = Quality(lock.loaded, lock.scenes, reader, calibrations)
     audit = Audit(lock.loaded, lock.scenes, reader)
     decided = {id(trial): Decided(trial) for trial in trials}
     with (
@@ -79,7 +81,13 @@ def decide(
                 for member in trial.members
             ]
             results = read_bands(
-                picks, lock, specs, reader, readers=band_readers, finishers=finishers
+                picks,
+                lock,
+                specs,
+                reader,
+                calibrations,
+                readers=band_readers,
+                finishers=finishers,
             )
             _by_bands(results, decided)
     return list(decided.values())

@@ -10,7 +10,7 @@ from pipeline.errors import RecipeError
 from pipeline.raster.lattice import Window
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Scene
-from pipeline.stages.extract import address, choose_file, files_of, indexes_of
+from pipeline.stages.extract import address, choose_file, files_of, indexes_of, marks_of
 from pipeline.task.cut import Cut, Placement, cut
 from pipeline.task.read import Request, Warp
 
@@ -87,11 +87,15 @@ def mark_files(scene: Scene, loaded: LoadedRecipe) -> list[BandFile]:
     names = [name for name in loaded.bands(product.id) if name in indexes]
     found: dict[tuple[str, float], list[tuple[str, int, str]]] = defaultdict(list)
     for layer in product.mask_layers:
-        there = files_of(layer.name, scene, product) if layer.per_band else ()
-        file = choose_file(there, native_m=layer.pixel_m, stored_m=pixel_m, finer=True)
-        if file is not None:
-            where = address(scene, file.asset), file.pixel_m or layer.pixel_m
-            found[where] += [(file.asset, indexes[name], name) for name in names]
+        native_m = layer.pixel_m if product.warp is None else pixel_m
+        parts = dict.fromkeys(product.band(name).part for name in names) if layer.per_band else ()
+        for part in parts:
+            there = marks_of(layer.name, part, scene, product)
+            file = choose_file(there, native_m=native_m, stored_m=pixel_m, finer=True)
+            if file is not None:
+                where = address(scene, file.asset), file.pixel_m or native_m
+                own = [name for name in names if product.band(name).part == part]
+                found[where] += [(file.asset, indexes[name], name) for name in own]
     files = []
     for (_, file_m), entries in found.items():
         assets, places, bands = zip(*entries, strict=True)

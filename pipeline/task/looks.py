@@ -10,13 +10,15 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from pipeline.ports import PixelGrid
 from pipeline.products.catalogue import MaskLayer
+from pipeline.raster.camera import Camera
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Scene
 from pipeline.stages.extract import address, choose_file, files_of
 from pipeline.task.cut import Cut, Placement, cut
 from pipeline.task.files import BandFile, cut_of, image_files, request_of
-from pipeline.task.read import Pixels, Request
+from pipeline.task.read import Pixels, Request, Warp
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +59,30 @@ class Look:
         return [Kept(part, self.cuts[position], own)]
 
 
-def looks_at_layers(scene: Scene, places: Sequence[Placement], loaded: LoadedRecipe) -> list[Look]:
-    """Return one request for each file that holds quality layers of a scene."""
-    product = loaded.products[scene.product]
+def looks_at_layers(
+    scene: Scene,
+    places: Sequence[Placement],
+    loaded: LoadedRecipe,
+    *,
+    grids: Sequence[PixelGrid] = (),
+    camera: Camera | None = None,
+) -> list[Look]:
+    """Return one request for each file that holds quality layers of a scene.
+
+    Layers in sensor geometry lie as a `camera` saw them, and come onto `grids` by the nearest.
+    """
+    product, pixel_m = loaded.products[scene.product], loaded.pixel_m(scene.product)
     by_file: dict[tuple[str, float], list[tuple[str, MaskLayer]]] = defaultdict(list)
     for layer in product.mask_layers:
         file = choose_file(
             files_of(layer.name, scene, product),
-            native_m=layer.pixel_m,
-            stored_m=loaded.pixel_m(product.id),
+            native_m=layer.pixel_m if camera is None else pixel_m,
+            stored_m=pixel_m,
             finer=True,
         )
         if file is not None and not layer.per_band:
-            where = address(scene, file.asset), file.pixel_m or layer.pixel_m
-            by_file[where].append((file.asset, layer))
+            file_m = file.pixel_m or (layer.pixel_m if camera is None else pixel_m)
+            by_file[address(scene, file.asset), file_m].append((file.asset, layer))
     found = []
     for (_, file_m), layers in by_file.items():
         cuts = tuple(cut(place, file_m) for place in places)
@@ -81,6 +93,9 @@ def looks_at_layers(scene: Scene, places: Sequence[Placement], loaded: LoadedRec
             tuple(layer.index for _, layer in layers),
             tuple(how.window for how in cuts),
             fill=0,
+            warp=Warp(tuple(grids), "nearest", 0, cameras=(camera,) * len(layers))
+            if camera
+            else None,
         )
         found.append(Look(request, tuple(layer.name for _, layer in layers), cuts))
     return found

@@ -18,7 +18,8 @@ from pipeline.raster.thresholds import derive
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import PlannedPatch, Scene
 from pipeline.stages.extract import Failure, mask_source
-from pipeline.task.cut import Placement, place
+from pipeline.task.coefficients import Calibrations
+from pipeline.task.cut import Placement, grid_of, place
 from pipeline.task.looks import Kept, Look, looks_at_image, looks_at_layers
 from pipeline.task.read import Pixels, Reader
 
@@ -61,10 +62,17 @@ class Quality:
     Where a mask is made from bands of the image, those that are stored too are kept beside it.
     """
 
-    def __init__(self, loaded: LoadedRecipe, scenes: Mapping[str, Scene], reader: Reader) -> None:
+    def __init__(
+        self,
+        loaded: LoadedRecipe,
+        scenes: Mapping[str, Scene],
+        reader: Reader,
+        calibrations: Calibrations,
+    ) -> None:
         self._loaded = loaded
         self._scenes = scenes
         self._reader = reader
+        self._calibrations = calibrations
         self._masks: dict[Pair, SceneMask | Failure] = {}
         self._kept: dict[Pair, tuple[Kept, ...]] = {}
 
@@ -79,6 +87,8 @@ class Quality:
             absent = [p for p in patches if (key_of(p), name) not in self._masks]
             if absent:
                 todo[name] = absent
+        placed = [self._scenes[name] for name in todo if self._in_sensor_geometry(name)]
+        self._calibrations.load(placed, threads)
         asked = [
             (name, ask)
             for name, patches in todo.items()
@@ -121,8 +131,23 @@ class Quality:
         source = self._source(scene)
         if source == "none":
             return []
-        looks = looks_at_layers if source == "product" else looks_at_image
-        return looks(scene, [self._place(patch, scene) for patch in patches], self._loaded)
+        places = [self._place(patch, scene) for patch in patches]
+        if source != "product":
+            return looks_at_image(scene, places, self._loaded)
+        if not self._in_sensor_geometry(scene.scene):
+            return looks_at_layers(scene, places, self._loaded)
+        own = self._calibrations[scene.scene]
+        if isinstance(own, Failure):
+            return []
+        pixel_m = self._loaded.pixel_m(scene.product)
+        grids = [
+            grid_of(patch, spot.size_px, pixel_m)
+            for patch, spot in zip(patches, places, strict=True)
+        ]
+        return looks_at_layers(scene, places, self._loaded, grids=grids, camera=own.layers)
+
+    def _in_sensor_geometry(self, scene: str) -> bool:
+        return self._loaded.products[self._scenes[scene].product].geolocation == "rpc"
 
     def _place(self, patch: PlannedPatch, scene: Scene) -> Placement:
         return place(
@@ -145,6 +170,10 @@ class Quality:
         if source == "none":
             codes[spot.inside] = LEGEND["valid"]
             return SceneMask(codes, native, (), source)
+        if self._in_sensor_geometry(scene.scene):
+            own = self._calibrations[scene.scene]
+            if isinstance(own, Failure):
+                return own
         read: dict[str, Pixels] = {}
         kept: list[Kept] = []
         for look, windows in answers:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.errors import GiveUp, TryAgain
 from pipeline.ports import ByteSource, PixelGrid, PixelSource, Stat
 from pipeline.raster.blocks import AssetRaster, open_asset
+from pipeline.raster.camera import Camera
 from pipeline.raster.lattice import Window
 from pipeline.raster.radiometry import recoded
 from pipeline.raster.warp import Prepare, WarpedRaster, open_warped
@@ -38,8 +39,10 @@ class Warp:
     method: str
     """`nearest` or `bilinear`."""
     nodata: float | None
-    prepare: Prepare | None = None
-    """What is done to delivered pixels before they are moved."""
+    prepare: tuple[Prepare, ...] = ()
+    """For each band what is done to delivered pixels before they are moved, if anything."""
+    cameras: tuple[Camera, ...] = ()
+    """For each band of an image in sensor geometry where it saw a place."""
     codes: Mapping[str, int] = field(default_factory=dict)
     """Delivered class codes (as text) and the product's own; empty: they are the same."""
 
@@ -254,7 +257,12 @@ class Reader:
         def one(raster: WarpedRaster, grid: PixelGrid) -> Pixels | Failure:
             try:
                 pixels = raster.read(
-                    request.indexes, grid, method=how.method, nodata=how.nodata, prepare=how.prepare
+                    request.indexes,
+                    grid,
+                    method=how.method,
+                    nodata=how.nodata,
+                    prepare=how.prepare,
+                    cameras=how.cameras,
                 )
                 return recoded(pixels, how.codes, how.nodata, asset.href)
             except GiveUp as error:

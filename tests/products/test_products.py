@@ -46,7 +46,7 @@ def test_every_band_and_layer_has_a_file_at_every_known_provider(name: str, prov
     facts = product.providers[provider]
     assert provider in providers()
     for band in product.bands:
-        assert facts.assets.get(band.name) or facts.assets.get("*"), band.name
+        assert facts.entries(band), band.name
         for word in product.coefficients(band.name):
             assert facts.assets[word], word
     for layer in product.mask_layers:
@@ -54,6 +54,8 @@ def test_every_band_and_layer_has_a_file_at_every_known_provider(name: str, prov
     if "*" not in facts.assets:  # else an unknown key may be a band
         known = {band.name for band in product.bands} | {x.name for x in product.mask_layers}
         known |= {word for band in product.bands for word in product.coefficients(band.name)}
+        parts = {band.part for band in product.bands if band.part}
+        known |= parts | {f"{x.name} {part}" for x in product.mask_layers for part in parts}
         assert set(facts.assets) <= known
     assert {"datatake", "tile"} <= set(facts.properties)
     for pattern in (*facts.patterns.values(), *facts.only.values()):
@@ -178,7 +180,7 @@ WITH_WAVELENGTHS = [
 
 def second_table(name: str) -> dict[str, tuple[float, float | None]]:
     """Return another hand's table of a product's bands, by name."""
-    if name == "enmap-l2a":
+    if name.startswith("enmap"):
         return by_wavelength(load_product(name), older_enmap_table())
     (family,) = [key for key in SECOND_TABLE if name.startswith(key)]
     return SECOND_TABLE[family]
@@ -212,7 +214,7 @@ def unlike(product: Product, table: Mapping[str, tuple[float, float | None]]) ->
     found = []
     for band in product.bands:
         if band.name not in table:
-            found += [] if product.id == "enmap-l2a" else [band.name]
+            found += [] if product.id.startswith("enmap") else [band.name]
             continue
         centre, width = table[band.name]
         far = THERMAL_WITHIN_NM if centre > THERMAL_NM else within[0]
@@ -228,6 +230,19 @@ def unlike(product: Product, table: Mapping[str, tuple[float, float | None]]) ->
 def test_bands_are_those_of_a_second_table(name: str) -> None:
     """A product with wavelengths and without a second table fails: it needs one."""
     assert unlike(load_product(name), second_table(name)) == []
+
+
+def test_the_bands_of_each_detector_of_enmap_follow_one_another() -> None:
+    """A band with the wrong detector would be 0.8 nm wider or narrower than its neighbours."""
+    product, merged = load_product("enmap-l1b"), load_product("enmap-l2a")
+    described = [(b.name, b.wavelength_nm, b.fwhm_nm) for b in product.bands]
+    assert described == [(b.name, b.wavelength_nm, b.fwhm_nm) for b in merged.bands]
+    for part, count in (("vnir", 91), ("swir", 133)):
+        bands = [band for band in product.bands if band.part == part]
+        assert [band.index for band in bands] == list(range(1, count + 1))
+        overlap = [band.fwhm_nm for band in bands if 895 < (band.wavelength_nm or 0) < 1005]
+        assert len(overlap) > 10
+        assert (np.abs(np.diff(np.array(overlap, dtype=float))) < 0.2).all(), part
 
 
 @pytest.mark.parametrize("name", [n for n in WITH_WAVELENGTHS if n.startswith("sentinel-2")])

@@ -140,8 +140,8 @@ def test_metadata_tell_clouds_sun_time_and_footprint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("level", "images", "word"),
     [
-        ("L1B", ("SPECTRAL_IMAGE_VNIR", "SPECTRAL_IMAGE_SWIR"), "not geocoded"),
-        ("L1C", ("SPECTRAL_IMAGE",), "radiance"),
+        ("L1B", ("SPECTRAL_IMAGE_VNIR", "SPECTRAL_IMAGE_SWIR"), "take product enmap-l1b"),
+        ("L1C", ("SPECTRAL_IMAGE",), "take product enmap-l1c"),
     ],
 )
 def test_other_levels_are_named_and_not_taken(
@@ -434,8 +434,7 @@ def test_what_is_not_there_is_the_user_s_mistake(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="does not exist"):
         local_items(tmp_path / "nowhere", ENMAP)
     other = ENMAP.model_copy(update={"providers": {}})
-    with pytest.raises(
-        RecipeError, match="enmap-folder, safe, safe-l1c, safe-s1, landsat-folder, geotiff, "
-    ):
+    kinds = "enmap-folder, enmap-l1c-folder, enmap-l1b-folder, safe, safe-l1c, safe-s1, "
+    with pytest.raises(RecipeError, match=kinds + "landsat-folder, geotiff, "):
         local_items(tmp_path, other)
     assert rows(tmp_path, ENMAP) == []

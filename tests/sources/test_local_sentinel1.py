@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from pipeline.store.layout import SCENES
 from pipeline.store.objects import open_store
 from pipeline.store.reader import open_dataset
 from pipeline.store.tables import read_all, to_rows
-from pipeline.task.coefficients import Coefficients, read_coefficients
+from pipeline.task.coefficients import Calibrations, Coefficients
 from pipeline.task.read import Reader
 from pipeline.task.shard import sources_of
 from pipeline.watch.progress import Progress
@@ -245,9 +244,10 @@ def test_the_noise_annotation_of_an_old_scene_says_whether_its_borders_are_noise
     (tmp_path / "recipe.toml").write_text(RECIPE.format(west=15, south=45, east=15.1, north=45.1))
     loaded = load_recipe(tmp_path / "recipe.toml")
     reader = Reader(sources_of(loaded, 1.0, "test"), {}, final=True)
-    lock: Any = SimpleNamespace(loaded=loaded)
+    calibrations = Calibrations(loaded, reader)
     with ThreadPoolExecutor(1) as readers:
-        (own,) = read_coefficients([scene], lock, reader, readers).values()
+        calibrations.load([scene], readers)
+    own = calibrations[scene.scene]
     assert isinstance(own, Coefficients), own
     assert len(own.prepare) == 2
     weak = np.full((1, 2, 2), 9, "uint16")

@@ -1,12 +1,12 @@
 """EnMAP product folders as users have them on disk, and patches cut from them.
 
-Scenes of level 2A become items. Those of level 1B (in the sensor's own geometry) and 1C (radiance)
-lie in the same archives: they are named and listed, and not taken for what they are not.
-
-A scene is a `*-SPECTRAL_IMAGE*.TIF` with the quality layers beside it. The METADATA.XML tells
-footprint, clouds, sun and band table; without it (HySpecNet-11k patches) time, datatake, tile and
-processor come from the file name, the footprint is the raster's outline, and clouds are unknown.
-Items use DLR's property and asset names.
+A scene is a `*-SPECTRAL_IMAGE*.TIF` with the quality layers beside it; of level 1B, an image for
+each of the two detectors. The METADATA.XML tells footprint, clouds, sun and band table, and of
+levels 1B and 1C what numbers and places mean. Without it (HySpecNet-11k patches) those of level 2A
+take time, datatake, tile and processor from the file name and the footprint from the raster's
+outline; clouds are unknown. The levels lie in the same archives: scenes of another one than that
+which is searched are listed, with the name of their product. Items use DLR's property and asset
+names.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 
 import shapely
 
+from pipeline.errors import GiveUp
+from pipeline.raster.enmap import DETECTORS, Level1, parse_level1
 from pipeline.sources.local.grid import Unreadable, asset_of, grid_of, make_item, problem_item
 
 #: ENMAP01-____L2A-DT0000004950_20221103T162438Z_001_V010110_20221118T145147Z, and for a patch of
@@ -31,10 +33,8 @@ _NAME = re.compile(
 )
 #: Level 1B has an image for each of the two detectors; the first stands for both.
 _IMAGE = re.compile(r"(?P<stem>.+)-SPECTRAL_IMAGE(_VNIR|_COG)?\.TIFF?", re.IGNORECASE)
-_OTHER_LEVELS = {
-    "L1B": "is level 1B, not geocoded: its pixels lie in the sensor's geometry; take level 2A",
-    "L1C": "is level 1C, radiance at the sensor; take level 2A",
-}
+#: Kind of folder to the level of its scenes.
+_LEVELS = {"enmap-folder": "L2A", "enmap-l1c-folder": "L1C", "enmap-l1b-folder": "L1B"}
 #: DLR's asset key to the part of the file name.
 _LAYERS = {
     "image": "SPECTRAL_IMAGE",
@@ -46,6 +46,15 @@ _LAYERS = {
     "quality_snow": "QL_QUALITY_SNOW",
     "quality_testflags": "QL_QUALITY_TESTFLAGS",
     "defective_pixel_mask": "QL_PIXELMASK",
+}
+_TIFF = "image/tiff; application=geotiff"
+#: Parts of which level 1B has one for each detector, and one that is left out.
+_BY_DETECTOR = ("SPECTRAL_IMAGE", "QL_PIXELMASK", "QL_QUALITY_TESTFLAGS")
+_OF_DETECTORS = {
+    "image_vnir": "SPECTRAL_IMAGE_VNIR",
+    "image_swir": "SPECTRAL_IMAGE_SWIR",
+    "defective_pixel_mask_vnir": "QL_PIXELMASK_VNIR",
+    "defective_pixel_mask_swir": "QL_PIXELMASK_SWIR",
 }
 _CORNERS = ("upper_left", "lower_left", "lower_right", "upper_right")
 #: Path in METADATA.XML, below its root, to the property it becomes.
@@ -67,6 +76,7 @@ class _Metadata:
     properties: dict[str, Any] = field(default_factory=dict)
     corners: dict[str, tuple[float, float]] = field(default_factory=dict)
     bands: list[dict[str, Any]] = field(default_factory=list)
+    path: Path | None = None
 
 
 def enmap_items(path: Path, collection: str) -> Iterator[dict[str, Any]]:
@@ -85,9 +95,9 @@ def _item(image: Path, stem: str, collection: str) -> dict[str, Any]:
     name = _NAME.fullmatch(stem)
     if name is None:
         raise Unreadable(f"{image.name} is not named like an EnMAP product")
-    if name["level"] in _OTHER_LEVELS:
-        raise Unreadable(f"{stem} {_OTHER_LEVELS[name['level']]}")
-    grid = grid_of(image)
+    level = name["level"]
+    if level != _LEVELS[collection]:
+        raise Unreadable(f"{stem} is of another level: take product enmap-{level.lower()}")
     start = datetime.strptime(name["start"], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
     metadata = _metadata(image.parent, stem)
     version = name["version"]
@@ -98,23 +108,80 @@ def _item(image: Path, stem: str, collection: str) -> dict[str, Any]:
         **metadata.properties,
         "enmap:tileID": name["tile"] + name["patch"],
     }
+    described = None if level == "L2A" else _described(metadata, stem)
+    if level == "L1B" and described is not None:
+        outline = _footprint(metadata, stem)
+        assets = _of_detectors(image, stem, metadata, described)
+    else:
+        outline, assets = _on_grid(image, stem, metadata)
+    if described is not None and metadata.path is not None:
+        assets["metadata"] = asset_of(metadata.path, "application/xml")
+    return make_item(stem, collection, outline, properties, assets)
+
+
+def _on_grid(
+    image: Path, stem: str, metadata: _Metadata
+) -> tuple[shapely.Geometry, dict[str, dict[str, Any]]]:
+    """Return the outline and the files of a scene of level 2A or 1C."""
+    grid = grid_of(image)
     outline = grid.outline()
     if len(metadata.corners) == len(_CORNERS):
-        seen = shapely.Polygon([metadata.corners[corner] for corner in _CORNERS])
+        seen = _footprint(metadata, stem)
         outline = outline.intersection(seen) if seen.is_valid else outline
     assets = {
-        key: asset_of(file, "image/tiff; application=geotiff", grid if key == "image" else None)
+        key: asset_of(file, _TIFF, grid if key == "image" else None)
         for key, part in _LAYERS.items()
         if (file := _layer(image, stem, part)) is not None
     }
     if metadata.bands:
         assets["image"]["eo:bands"] = metadata.bands
-    return make_item(stem, collection, outline, properties, assets)
+    return outline, assets
+
+
+def _of_detectors(
+    image: Path, stem: str, metadata: _Metadata, described: Level1
+) -> dict[str, dict[str, Any]]:
+    """Return the files of a scene of level 1B, with the band table of each detector's image."""
+    if len(described.cameras) != len(described.gains):
+        raise Unreadable(
+            f"the METADATA.XML of {stem} has {len(described.cameras)} cameras (RPC) for "
+            f"{len(described.gains)} bands: nothing says where its pixels lie"
+        )
+    names = {key: part for key, part in _LAYERS.items() if part not in _BY_DETECTOR}
+    found = {
+        key: asset_of(file, _TIFF)
+        for key, part in (names | _OF_DETECTORS).items()
+        if (file := _layer(image, stem, part)) is not None
+    }
+    first = 0
+    for detector in DETECTORS:
+        count = described.channels.get(detector, 0)
+        if f"image_{detector}" not in found or not count:
+            raise Unreadable(f"{stem} lacks the image of detector {detector}, or its channels")
+        found[f"image_{detector}"]["eo:bands"] = metadata.bands[first : first + count]
+        first += count
+    return found
+
+
+def _footprint(metadata: _Metadata, stem: str) -> shapely.Geometry:
+    if len(metadata.corners) < len(_CORNERS):
+        raise Unreadable(f"the METADATA.XML of {stem} does not state four corners")
+    return shapely.Polygon([metadata.corners[corner] for corner in _CORNERS])
+
+
+def _described(metadata: _Metadata, stem: str) -> Level1:
+    """Return what a scene of level 1 says of its numbers; `Unreadable` if it does not."""
+    if metadata.path is None:
+        raise Unreadable(f"{stem} has no METADATA.XML, which says what its numbers mean")
+    try:
+        return parse_level1(metadata.path.read_bytes(), metadata.path.name)
+    except (GiveUp, OSError) as error:
+        raise Unreadable(str(error)) from error
 
 
 def _layer(image: Path, stem: str, part: str) -> Path | None:
     """Return the file of a layer beside the image, or None; only files that are there count."""
-    if part == _LAYERS["image"]:
+    if part in (_LAYERS["image"], _OF_DETECTORS["image_vnir"]):
         return image
     wanted = re.compile(rf"{re.escape(stem)}-{part}(_COG)?\.TIFF?", re.IGNORECASE)
     found = sorted(file for file in image.parent.iterdir() if wanted.fullmatch(file.name))
@@ -130,6 +197,7 @@ def _metadata(folder: Path, stem: str) -> _Metadata:
     metadata = _Metadata()
     if not found:
         return metadata
+    metadata.path = found[0]
     trail: list[str] = []
     try:
         with found[0].open("rb") as stream:

@@ -17,6 +17,8 @@ from pipeline.sources.local.sentinel1 import sentinel1_items
 #: Kind of folder, as a product file names it, to what reads it.
 _KINDS: dict[str, Callable[[Path, str], Iterator[dict[str, Any]]]] = {
     "enmap-folder": enmap_items,
+    "enmap-l1c-folder": enmap_items,
+    "enmap-l1b-folder": enmap_items,
     "safe": safe_items,
     "safe-l1c": safe_items,
     "safe-s1": sentinel1_items,

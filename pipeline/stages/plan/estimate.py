@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import shapely
 from numpy.typing import NDArray
 
-from pipeline.products.catalogue import Band, BandAsset, MaskLayer
+from pipeline.products.catalogue import Band, BandAsset, MaskLayer, ProviderFacts
 from pipeline.raster.masks import native_dtype
 from pipeline.raster.sentinel1 import may_have_border_noise
 from pipeline.raster.zones import FALSE_NORTHING_SOUTH_M, Floats, Ints
@@ -32,8 +32,12 @@ _HEAD_BYTES = 2**16
 #: What files that are warped are read by, from where the decoder asks (`pipeline.raster.warp`).
 _PAGE_BYTES = 2**18
 #: Files with a scene's coefficients where the catalogue states no length: a calibration or noise
-#: table of Sentinel-1 has 1 to 2 MB, an MTL.json 20 kB (`pipeline.task.read`).
-_TABLE_BYTES = {"sentinel-1-sigma0": 1_500_000, "landsat-toa": 20_000}
+#: table of Sentinel-1 has 1 to 2 MB, an MTL.json 20 kB, a METADATA.XML of EnMAP 4 MB.
+_TABLE_BYTES = {
+    "sentinel-1-sigma0": 1_500_000,
+    "landsat-toa": 20_000,
+    "enmap-radiance": 4_200_000,
+}
 #: Delivered pixels of what has coefficients are 16 bits, whatever is stored (Sentinel-1 Product
 #: Specification: amplitude; Landsat Collection 2 Level 1 Data Format Control Book: numbers).
 _RAW_BYTES = 2
@@ -209,12 +213,12 @@ def _tables(
     if noise is not None:
         when = scenes.column("acquired").take(pa.array(read)).to_pylist()
         noisy = read[np.array([may_have_border_noise(moment) for moment in when], dtype=bool)]
-    entries = _entries(loaded, product)
+    assets = _served(loaded, product).assets
     names = [name for band in loaded.bands(product) for name in facts.coefficients(band)]
     unknown = np.full(scenes.num_rows, _TABLE_BYTES[facts.calibration.method], dtype=np.float64)
     for name in dict.fromkeys(names):
         which = noisy if noise is not None and name.startswith(f"{noise} ") else read
-        asset = entries[name][0].asset if entries.get(name) else name
+        asset = assets[name][0].asset if assets.get(name) else name
         size = _sizes(scenes, asset, unknown)[which]
         more = size > _HEAD_BYTES
         yield len(size) + int(more.sum()), float((size + more * _HEAD_BYTES).sum())
@@ -364,25 +368,31 @@ def _stated(scenes: pa.Table, asset: str) -> Floats:
     return length
 
 
-def _entries(loaded: LoadedRecipe, product: str) -> Mapping[str, tuple[BandAsset, ...]]:
-    """Return which files hold what, as the product's first provider has it."""
-    served = loaded.products[product].providers.get(loaded.wishes[product].providers[0])
-    return {} if served is None else served.assets
+def _served(loaded: LoadedRecipe, product: str) -> ProviderFacts:
+    """Return the names of the product's first provider."""
+    provider = loaded.wishes[product].providers[0]
+    return loaded.products[product].providers.get(provider, ProviderFacts(collection=""))
 
 
 def _files(loaded: LoadedRecipe, product: str) -> list[_File]:
     """Return the files that are read of each scene of a product, by pixel size."""
     facts, wish = loaded.products[product], loaded.wishes[product]
-    entries = _entries(loaded, product)
+    served = _served(loaded, product)
     bands = [facts.band(name) for name in loaded.bands(product)]
     wanted: list[tuple[Band | MaskLayer, tuple[BandAsset, ...]]] = [
-        (band, entries.get(band.name, entries.get("*", ()))) for band in bands
+        (band, served.entries(band)) for band in bands
     ]
-    layers = [layer for layer in facts.mask_layers if entries.get(layer.name)]
-    wanted += [(layer, entries[layer.name]) for layer in layers]
+    parts = dict.fromkeys(band.part for band in bands)
+    layers = [
+        (layer, files)
+        for layer in facts.mask_layers
+        for files in dict.fromkeys(served.marks(layer.name, part) for part in parts)
+        if files
+    ]
+    wanted += layers
     if facts.mask is not None and not layers:
         more = [facts.band(name) for name in facts.mask.names if name not in loaded.bands(product)]
-        wanted += [(band, entries.get(band.name, entries.get("*", ()))) for band in more]
+        wanted += [(band, served.entries(band)) for band in more]
     found: dict[tuple[float, str], int] = {}
     for number, (layer, there) in enumerate(wanted):
         stored = number < len(bands)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -142,11 +142,12 @@ _Found = Mapping[str, tuple[Asset, Mapping[str, Any]]]
 
 def _wanted_assets(product: Product, names: ProviderFacts) -> tuple[str, ...]:
     """Return the asset keys of all bands, then of all mask layers, each once."""
-    words = [band.name if band.name in names.assets else "*" for band in product.bands]
-    words += [layer.name for layer in product.mask_layers]
-    words += [word for band in product.bands for word in product.coefficients(band.name)]
-    keys = (file.asset for word in words for file in names.assets.get(word, ()))
-    return tuple(dict.fromkeys(keys))
+    parts = dict.fromkeys(band.part for band in product.bands)
+    found = [names.entries(band) for band in product.bands]
+    found += [names.marks(layer.name, part) for layer in product.mask_layers for part in parts]
+    words = [word for band in product.bands for word in product.coefficients(band.name)]
+    found += [names.assets.get(word, ()) for word in words]
+    return tuple(dict.fromkeys(file.asset for files in found for file in files))
 
 
 def _check_files(
@@ -155,8 +156,7 @@ def _check_files(
     """Raise `Unfit` if a wanted band has no file."""
     missing, any_there = [], False
     for band in product.bands:
-        files = names.assets.get(band.name, names.assets.get("*", ()))
-        there = any(file.asset in found for file in files)
+        there = any(file.asset in found for file in names.entries(band))
         any_there = any_there or there
         if not there and bands is not None and band.name in bands:
             missing.append(band.name)
@@ -182,21 +182,18 @@ def _band_indexes(
     Unfit
         A wanted band is not in the file, or it is not known which bands are.
     """
-    inside = [band for band in product.bands if band.name not in names.assets]
-    entries = [found[f.asset][1] for f in names.assets.get("*", ()) if f.asset in found]
-    if not inside or not entries:
-        return []
+    many = [band for band in product.bands if band.name not in names.assets]
     places: dict[str, int] = {}
-    for entry in entries:
-        table = stated_table(entry)
-        if table is None:
-            _check_length(entry, inside)
-            table = _known_table(product, facts)
-        indexes = [b.index for b in inside] if table is None else file_indexes(inside, table)
-        now = dict(zip((band.name for band in inside), indexes, strict=True))
-        if places and now != places:
+    for part in dict.fromkeys(band.part for band in many):
+        inside = [band for band in many if band.part == part]
+        entries = [found[f.asset][1] for f in names.entries(inside[0]) if f.asset in found]
+        tables = [_indexes_in(entry, inside, product, facts) for entry in entries]
+        if any(table != tables[0] for table in tables):
             raise Unfit("other-bands", "the files of the scene have their bands in other orders")
-        places = now
+        places |= tables[0] if tables else {}
+    if not places:
+        return []
+    inside = [band for band in many if band.name in places]
     missing = [name for name, at in places.items() if not at and (bands is None or name in bands)]
     if missing and (bands is not None or len(missing) == len(inside)):
         some = f"{missing[0]} at {product.band(missing[0]).wavelength_nm:g} nm"
@@ -204,6 +201,18 @@ def _band_indexes(
     expected = [band.index for band in product.bands]
     every = [places.get(band.name, band.index) for band in product.bands]
     return [] if every == expected else every
+
+
+def _indexes_in(
+    entry: Mapping[str, Any], bands: Sequence[Band], product: Product, facts: Facts
+) -> dict[str, int]:
+    """Return where one file has each of some bands, by name; 0 where it has none."""
+    table = stated_table(entry)
+    if table is None:
+        _check_length(entry, bands)
+        table = _known_table(product, facts)
+    indexes = [b.index for b in bands] if table is None else file_indexes(bands, table)
+    return dict(zip((band.name for band in bands), indexes, strict=True))
 
 
 def _check_length(entry: Mapping[str, Any], bands: Collection[Band]) -> None:
