@@ -326,10 +326,11 @@ def run(
 
     loaded, store = _open(recipe, root)
     with Progress() as progress:
+        engine = _engine(workers, scheduler, serial, progress)  # options are refused before work
         for stage, report in run_everything(
             loaded,
             store,
-            engine=lambda: _engine(workers, scheduler, serial, progress),
+            engine=lambda: engine,
             until=until,
             cutoff=cutoff,
             device=device,

@@ -6,6 +6,7 @@ groups that it holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,7 @@ def cut_windows(
     """
     size_px = images.shape[-1]
     edge_px = size_px if window_px is None else window_px
-    label_edge_px = _label_edge(edge_px, size_px, labels.shape[-1])
+    label_edge_px = label_edge(edge_px, size_px, labels.shape[-1])
     image_rows, label_rows = _pairs(images.rows, labels.rows, static=static)
     tiles = size_px // edge_px
     distinct, where = np.unique(label_rows, return_inverse=True)
@@ -167,15 +168,27 @@ def check_parts(windows: Windows) -> None:
             )
 
 
-def _label_edge(edge_px: int, size_px: int, label_size_px: int) -> int:
-    if not 1 <= edge_px <= size_px:
+def label_edge(edge_px: int, size_px: int, label_size_px: int) -> int:
+    """Return the edge of a window in pixels of the labels.
+
+    Parameters
+    ----------
+    edge_px : int
+        The same in pixels of the image.
+    size_px, label_size_px : int
+        Edge of the patches of both, which cover the same ground.
+
+    Raises
+    ------
+    RecipeError
+        It does not fit the patch, or is no whole number of label pixels.
+    """
+    step_px = size_px // math.gcd(size_px, label_size_px)
+    if not 1 <= edge_px <= size_px or edge_px % step_px:
+        allowed = f"1 to {size_px}" if step_px == 1 else f"multiples of {step_px} up to {size_px}"
         raise RecipeError(
-            f"`evaluate.window_px` is {edge_px}, but the patches have {size_px} pixels."
-        )
-    if edge_px * label_size_px % size_px:
-        raise RecipeError(
-            f"`evaluate.window_px` is {edge_px} of {size_px} image pixels, which is not a whole "
-            f"number of the {label_size_px} label pixels of a patch; choose another."
+            f"`evaluate.window_px` is {edge_px}; patches have {size_px} pixels of the image and "
+            f"{label_size_px} of the labels: allowed are {allowed}."
         )
     return edge_px * label_size_px // size_px
 

@@ -255,11 +255,14 @@ def choose_device(wanted: str) -> torch.device:
     RecipeError
         There is no such device.
     """
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted == "cpu" or (wanted.split(":")[0] == "cuda" and torch.cuda.is_available()):
-        return torch.device(wanted)
-    raise RecipeError(f"device {wanted!r} is not here; use `auto`, `cpu`, or `cuda` with a GPU.")
+        return torch.device(there[1] if len(there) > 1 else "cpu")
+    if wanted not in there:
+        raise RecipeError(f"device {wanted!r} is not here; allowed are: auto, {', '.join(there)}.")
+    return torch.device(wanted)
 
 
 def _over_ranks(method: Method, device: torch.device) -> nn.Module:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import RecipeError
-from pipeline.products.explain import explain, meant
+from pipeline.products.explain import explain, meant, toml_trouble
 
 #: Codes of the common mask legend, the same for every product (design, section 6).
 LEGEND = {
@@ -566,7 +566,7 @@ def _parse(text: str, *, name: str, folder: Path) -> Product:
     try:
         values: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{name} is not valid TOML: {error}.") from error
+        raise RecipeError(f"{name} is not valid TOML: {toml_trouble(error)}.") from error
     tables = values.get("band_tables", [])
     for table in (values, *tables) if isinstance(tables, list) else (values,):
         if isinstance(table, dict) and "bands_csv" in table:

@@ -344,6 +344,11 @@ class ProductWish(Strict):
             raise ValueError("`provider` names at least one entry of providers.toml, each once")
         if "local" in listed and self.path is None:
             raise ValueError("needs `path`, the folder of product folders, or another `provider`")
+        if self.path is not None and "local" not in listed:
+            raise ValueError(
+                f'has `path`, which belongs to `provider = "local"`; `provider` is '
+                f"{', '.join(listed)}"
+            )
         if isinstance(self.url, str) and len(listed) > 1:
             raise ValueError(
                 "has one `url` for several providers: write a table, "

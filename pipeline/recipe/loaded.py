@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import RecipeError
 from pipeline.products.catalogue import Lattice, Product, lattice, load_product
-from pipeline.products.explain import explain, meant
+from pipeline.products.explain import explain, meant, toml_trouble
 from pipeline.recipe.fields import ProductWish, Recipe, Scenes
 
 #: What a product file says besides what its pixels are. Who serves them where may change: a plan
@@ -222,7 +222,7 @@ def load_recipe(reference: str | Path) -> LoadedRecipe:
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}.") from error
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path} is not valid TOML: {error}.") from error
+        raise RecipeError(f"{path} is not valid TOML: {toml_trouble(error)}.") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text: {error}.") from error
     try:

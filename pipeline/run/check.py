@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from pipeline.errors import RecipeError
+from pipeline.evaluate.windows import label_edge
 from pipeline.products.catalogue import MaskRule, Product, load_product, product_ids
-from pipeline.recipe import LoadedRecipe, Points, load_recipe, recipe_names
+from pipeline.recipe import Evaluate, LoadedRecipe, Points, load_recipe, recipe_names
 from pipeline.sources.providers import Provider, provider_of, providers
 from pipeline.stages.sample.draws import width_deg
 from pipeline.stages.search.questions import facts_of
@@ -30,6 +31,12 @@ def check_recipe(loaded: LoadedRecipe) -> None:
             f"recipe {loaded.name}: `slots` has no slot: no whole {slots['kind'].rstrip('s')} lies "
             f"between {slots['start']} and {slots['end']}; choose a longer period, or name dates "
             'of your own with `kind = "windows"`.'
+        )
+    if loaded.recipe.split.block_km * 1000 < loaded.cell_m:
+        raise RecipeError(
+            f"recipe {loaded.name}: `split.block_km` is {loaded.recipe.split.block_km:g}, less "
+            f"than the edge of a cell ({loaded.cell_m / 1000:g} km): neighbours would stand in "
+            "other parts; choose tens of kilometres."
         )
     if loaded.recipe.pretrain is not None:
         _check_training(loaded)
@@ -70,15 +77,36 @@ def _check_training(loaded: LoadedRecipe) -> None:
         raise RecipeError(f"{what} needs labels; name their product in `pretrain.support_labels`.")
     size_px = loaded.size_px(product)
     resized = "weights" in settings.model_fields_set  # patches are brought to what they were for
-    for key, edge_px in (
-        ("pretrain.crop_px", settings.crop_px if not resized else None),
-        ("evaluate.window_px", judged and not judged.product and judged.window_px),
-    ):
-        if edge_px and not 1 <= edge_px <= size_px:
-            raise RecipeError(
-                f"recipe {loaded.name}: `{key}` is {edge_px}, but the patches of {product} have "
-                f"{size_px} pixels; allowed are 1 to {size_px}."
-            )
+    if not resized and settings.crop_px is not None and not 1 <= settings.crop_px <= size_px:
+        raise RecipeError(
+            f"recipe {loaded.name}: `pretrain.crop_px` is {settings.crop_px}, but the patches of "
+            f"{product} have {size_px} pixels; allowed are 1 to {size_px}."
+        )
+    if judged is not None:
+        _check_evaluation(loaded, judged, judged.product or product)
+
+
+def _check_evaluation(loaded: LoadedRecipe, judged: Evaluate, product: str) -> None:
+    """Refuse labels and windows that `evaluate` would refuse after everything is trained."""
+    labels = labels_of(loaded, judged)
+    if product not in loaded.products:
+        raise RecipeError(
+            f"`evaluate.product` is {product!r}; products of recipe {loaded.name} are: "
+            f"{', '.join(loaded.products)}."
+        )
+    size_px = loaded.size_px(product)
+    label_edge(judged.window_px or size_px, size_px, loaded.size_px(labels))
+
+
+def labels_of(loaded: LoadedRecipe, judged: Evaluate) -> str:
+    """Return the label product that windows are judged by; `RecipeError` if there is none such."""
+    labels = [key for key, product in loaded.products.items() if product.kind == "labels"]
+    if judged.labels not in labels:
+        raise RecipeError(
+            f"`evaluate.labels` is {judged.labels!r}, but the label products of recipe "
+            f"{loaded.name} are: {', '.join(labels) or 'none'}."
+        )
+    return judged.labels
 
 
 def resolved(loaded: LoadedRecipe) -> str:

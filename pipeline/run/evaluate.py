@@ -23,6 +23,7 @@ from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint
 from pipeline.pretrain.train import choose_device
 from pipeline.recipe import Evaluate, LoadedRecipe
+from pipeline.run.check import labels_of
 from pipeline.run.describe import model_name
 from pipeline.run.few_labels import classify_with_few
 from pipeline.run.labelled import windows_of
@@ -118,12 +119,7 @@ def _settings(loaded: LoadedRecipe) -> Evaluate:
             f"recipe {loaded.name} has no [evaluate] table; add one with `labels`, the id of a "
             "label product of the recipe."
         )
-    labels = [key for key, product in loaded.products.items() if product.kind == "labels"]
-    if settings.labels not in labels:
-        raise RecipeError(
-            f"`evaluate.labels` is {settings.labels!r}, but the label products of recipe "
-            f"{loaded.name} are: {', '.join(labels) or 'none'}."
-        )
+    labels_of(loaded, settings)
     return settings
 
 

@@ -38,7 +38,8 @@ def run_everything(
     Raises
     ------
     RecipeError
-        `until` is not a stage of this recipe, or the recipe cannot lead to its end.
+        `until` is not a stage of this recipe, `device` is not here, or the recipe cannot lead to
+        its end.
     """
     check_recipe(loaded)
     stages = loaded.stages()
@@ -47,18 +48,22 @@ def run_everything(
             f"recipe {loaded.name} has no stage {until!r}; its stages are: {', '.join(stages)}."
         )
 
+    wanted = stages if until is None else stages[: stages.index(until) + 1]
+    if device != "auto" and {"pretrain", "evaluate"} & set(wanted):
+        from pipeline.pretrain.train import choose_device
+
+        choose_device(device)  # before hours of other stages
+
     def run(stage: str, newest: int | None = None) -> tuple[str, Any]:
         report = _run(stage, loaded, store, engine, cutoff, device, progress, newest)
         progress.finish()
         return stage, report
 
-    for stage in stages:
+    for stage in wanted:
         done = run(stage)
         yield done
         if stage == "extract" and to_complete(loaded):
-            yield from _rounds(stages[: stages.index(stage) + 1], run)
-        if stage == until:
-            return
+            yield from _rounds(wanted[: wanted.index(stage) + 1], run)
 
 
 def _rounds(

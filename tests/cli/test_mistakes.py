@@ -96,6 +96,58 @@ def call(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, s
         ('path = "archive"', 'provider = "stac"', "needs a `url`"),
         ('path = "archive"', 'provider = "static"\nurl = "c.json"', "c.json of provider 'static'"),
         ('"archive"', '"archive"\n[pretrain]\nbackbone = "vit_huge"', "is 'vit_huge'; allowed are"),
+        ('"archive"', '"archive"\n[pretrain]\nmethod = "mocco"', "'mocco') (did you mean `moco`?)"),
+        ('"archive"', '"archive"\n[pretrain]\nbatch_size = 0', "to 2 (found 0).\n"),
+        (
+            '"archive"',
+            '"archive"\n[pretrain]\ncrop_area = [0.2]',
+            "has too few values (found [0.2])",
+        ),
+        (
+            '"archive"',
+            '"archive"\n[pretrain]\ncrop_area = 3',
+            "crop_area` should be a list (found 3)",
+        ),
+        ("size_px = 32", 'size_px = "32"', "`cell` `size_px` should be a number, without quotes"),
+        ("size_px = 32", "size_px = true", "should be a number, without quotes (found true)"),
+        ("size_px = 32", "size_px = 32.5", "`cell.size_px` should be a whole number (found 32.5)"),
+        ('"enmap30"', "30", "`cell.lattice` should be text in quotes (found 30)"),
+        ('"archive"', '"archive"\nbands = [1]', "`product.enmap-l2a.bands.0` should be text"),
+        ('"archive"', '"archive"\nrequire = [1]', "`product.enmap-l2a.require` should be a table"),
+        ('id = "enmap-l2a"', 'id = ["enmap-l2a"]', "`product.0.id` should be text in quotes"),
+        ('"months"', '"windows"', "`slots.windows` is missing; `slots.start` is not a known key ("),
+        (
+            'name = "tiny"',
+            'name = "tiny"\nname = "b"',
+            "a key or table that is there already (at line 3",
+        ),
+        (
+            'path = "archive"',
+            'path = "archive"\nprovider = "dlr"',
+            'belongs to `provider = "local"`',
+        ),
+        (
+            '"points"\npath = "points.csv"',
+            '"grid"\nregion = [20, 50, 10, 51]',
+            "spans 350 degrees; swap",
+        ),
+        (
+            '"points"\npath = "points.csv"',
+            '"grid"\nregion = [1, 2, 3]',
+            "too few values (found [1, 2, 3",
+        ),
+        (
+            '"archive"',
+            '"archive"\n[split]\nblock_km = 0.1',
+            "less than the edge of a cell (0.96 km)",
+        ),
+        (
+            '"archive"',
+            '"archive"\n[[product]]\nid = "nlcd"\npath = "archive"\n[pretrain]\n[evaluate]\n'
+            'labels = "nlcd"\nwindow_px = 40',
+            "`evaluate.window_px` is 40; patches have 32 pixels of the image and 32 of the labels: "
+            "allowed are 1 to 32",
+        ),
     ],
 )
 def test_a_wrong_recipe_names_file_and_key_and_what_is_allowed(recipe, old, new, said, capsys):
@@ -119,6 +171,24 @@ def test_run_checks_the_recipe_before_its_first_stage(recipe, tmp_path, capsys):
     code, _, err = call("run", recipe, "--root", tmp_path / "root", capsys=capsys)
     assert (code, err.count("\n")) == (2, 1)
     assert "archiv does not exist" in err
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--device", "gpu"), "device 'gpu' is not here; allowed are: auto, cpu"),
+        (("--device", "cuda:99"), "device 'cuda:99' is not here; allowed are: auto, cpu"),
+        (("--scheduler", "foo"), "'foo' is no address of a Dask scheduler"),
+        (("--serial", "--workers", "2"), "leave --workers and --scheduler out"),
+    ],
+)
+def test_run_refuses_options_before_its_first_stage(recipe, tmp_path, options, said, capsys):
+    with recipe.open("a") as file:
+        file.write("\n[pretrain]\n")
+    code, _, err = call("run", recipe, "--root", tmp_path / "root", *options, capsys=capsys)
+    assert (code, err.count("\n")) == (2, 1)
+    assert said in err
     assert not (tmp_path / "root").exists()
 
 

@@ -92,6 +92,10 @@ def scatter(
     return np.asarray(lon, dtype=np.float64), np.asarray(lat, dtype=np.float64)
 
 
+#: A region that crosses the antimeridian and is wider has its west and east swapped, as a rule.
+_WIDEST_ACROSS_DEG = 180
+
+
 def in_region(lon_deg: Floats, lat_deg: Floats, region: Region) -> Bools:
     """Whether each point lies in a region; the west and south edges of it do, the others do not."""
     west, south, _, north = region
@@ -116,6 +120,12 @@ def width_deg(region: Region) -> float:
     if not -90 <= south < north <= 90:
         raise RecipeError(
             f"`sample.region` {list(region)}: south must be less than north, both in -90 to 90."
+        )
+    if west > east and east - west + 360 > _WIDEST_ACROSS_DEG:
+        raise RecipeError(
+            f"`sample.region` {list(region)}: west is greater than east, which crosses the "
+            f"antimeridian, and so it spans {east - west + 360:g} degrees; swap the two, or write "
+            "-180 and 180 for all longitudes."
         )
     return east - west if east > west else east - west + 360.0
 
