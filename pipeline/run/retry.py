@@ -72,7 +72,7 @@ def run_retry(
         raise RecipeError(
             f"there is no failure class {unknown[0]!r}; there are: {', '.join((*PASSING, *FINAL))}."
         )
-    layout.is_claimed(store, loaded)
+    layout.must_be_claimed(store, loaded)
     report, todo, failed_before = RetryReport(), [], {}
     revisions = newest(store)
     for shard, ledger in read_ledgers(store, revisions, ["state", "reason"]):

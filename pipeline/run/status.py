@@ -94,7 +94,7 @@ def run_status(loaded: LoadedRecipe, store: ObjectStore) -> Status:
     MissingObject
         There are commits of a plan that is not there.
     """
-    layout.is_claimed(store, loaded)
+    layout.must_be_claimed(store, loaded)
     plans, committed = plan_numbers(store), newest(store)
     if lost := sorted({layout.parse_shard(name)[0] for name in committed} - {*plans}):
         raise MissingObject(layout.plan_header(lost[0]), store.url)

@@ -75,7 +75,7 @@ def run_verify(
     IntegrityError
         Something is not as it was committed; the message names every object or patch.
     """
-    layout.is_claimed(store, loaded)
+    layout.must_be_claimed(store, loaded)
     report, wrong = VerifyReport(), []
     revisions = newest(store)
     if not revisions:

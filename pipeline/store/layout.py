@@ -20,7 +20,7 @@ import json
 import re
 from typing import Any
 
-from pipeline.errors import IntegrityError, RecipeError
+from pipeline.errors import IntegrityError, MissingObject, RecipeError
 from pipeline.ports import ObjectStore
 from pipeline.recipe import LoadedRecipe
 
@@ -212,6 +212,26 @@ def is_claimed(store: ObjectStore, loaded: LoadedRecipe) -> bool:
             "restore them."
         )
     return True
+
+
+def must_be_claimed(store: ObjectStore, loaded: LoadedRecipe) -> None:
+    """Make sure that a root is this recipe's, for what goes on from earlier stages.
+
+    Raises
+    ------
+    RecipeError
+        There is nothing, or it is another recipe's.
+    MissingObject
+        `dataset.json` is gone, but something else is there.
+    """
+    if is_claimed(store, loaded):
+        return
+    folders = (LOCATIONS, SCENES, PLANS, COMMITS, VERSIONS)
+    if any(next(iter(store.list(folder)), None) for folder in folders):
+        raise MissingObject(DATASET, store.url)
+    raise RecipeError(
+        f"{store.url} holds no data set. Is `--root` right? `terrashard run` makes it there."
+    )
 
 
 def _differences(there: Any, here: Any, key: str = "") -> list[str]:

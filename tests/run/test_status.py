@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.errors import MissingObject, TryAgain
+from pipeline.engine.serial import SerialEngine
+from pipeline.errors import MissingObject, RecipeError, TryAgain
+from pipeline.run.retry import run_retry
 from pipeline.run.status import run_status
+from pipeline.run.verify import run_verify
+from pipeline.store.layout import DATASET, claim
+from pipeline.store.objects import open_store
+from pipeline.watch.progress import Progress
 
 
-def test_an_empty_root_counts_nothing(rig: Any) -> None:
+def retry(loaded: Any, store: Any) -> None:
+    with Progress(live=False) as progress:
+        run_retry(loaded, store, SerialEngine(), progress=progress)
+
+
+def test_a_root_without_a_plan_counts_nothing(rig: Any) -> None:
+    claim(rig.store, rig.loaded)
     status = run_status(rig.loaded, rig.store)
     assert (status.plans, status.patches, status.versions) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("count", [run_status, run_verify, retry])
+def test_a_root_that_is_not_there_is_named(rig: Any, tmp_path: Path, count: Any) -> None:
+    wrong = open_store(tmp_path / "mistyped")
+    with pytest.raises(RecipeError, match=r"mistyped holds no data set. Is `--root` right\?"):
+        count(rig.loaded, wrong)
+    assert not (tmp_path / "mistyped").exists()
+
+
+@pytest.mark.parametrize("count", [run_status, run_verify, retry])
+def test_a_root_that_lost_its_name_is_told_so(rig: Any, count: Any) -> None:
+    rig.scene("image/d1/t1")
+    rig.patch(0, [["image/d1/t1"]])
+    rig.lock()
+    rig.store.delete(DATASET)
+    with pytest.raises(MissingObject, match=r"dataset\.json"):
+        count(rig.loaded, rig.store)
 
 
 def test_planned_is_written_and_rejected_and_failed_and_pending(rig: Any) -> None:
