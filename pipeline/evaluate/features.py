@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -119,6 +119,7 @@ def describe_windows(
     *,
     device: torch.device,
     threads: int = 2,
+    done: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Features]:
     """Return the features of all windows, one array (window, width) for each kind.
 
@@ -133,11 +134,14 @@ def describe_windows(
     device : torch.device
     threads : int
         Decoding threads.
+    done : callable
+        Told how many windows have been described since it was told last.
     """
     parts: dict[str, list[Features]] = {kind: [] for kind in kinds}
     for view in read_windows(images, windows, normaliser, device=device, threads=threads):
         for kind, describe in kinds.items():
             parts[kind].append(describe(view).float().cpu().numpy())
+        done(len(view.image))
     return {kind: np.concatenate(vectors) for kind, vectors in parts.items()}
 
 

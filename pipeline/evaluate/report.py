@@ -22,7 +22,7 @@ from pipeline.evaluate.probes import (
     linear,
 )
 from pipeline.evaluate.scores import MODEL, TITLES, Score
-from pipeline.evaluate.windows import PARTS, Windows
+from pipeline.evaluate.windows import PARTS, Numbers, Windows
 
 Probe = Literal["knn", "linear"]
 Verdict = Literal["win", "lose", "draw"]
@@ -57,6 +57,19 @@ class Comparison:
     """`draw` if the interval holds 0."""
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the probes found."""
+
+    results: list[Result] | list[SetResult]
+    comparisons: list[Comparison]
+    resampled: Literal["locations", "windows"]
+    """What was redrawn for the intervals."""
+    said: Numbers | None
+    """Code that the linear probe of the model's features says of each test window; None: the
+    windows have sets of labels."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Everything that goes into the report."""
@@ -80,6 +93,11 @@ class Evaluation:
     """What the redraws behind the intervals draw."""
     results: list[Result] | list[SetResult] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    locations: dict[str, int] = field(default_factory=dict)
+    """Part to number of locations, whose windows are alike."""
+    confusion: dict[str, dict[str, int]] | None = None
+    """Of the test part, by the linear probe of the model's features: class, class said, number of
+    windows. None: the windows have sets of labels."""
     few: FewLabels | None = None
     """Classification with few labels, where the recipe or the method asks for it."""
     new_product: bool = False
@@ -93,12 +111,10 @@ class Evaluation:
         return asdict(self)
 
     def __str__(self) -> str:
-        return markdown(self)
+        return f"{markdown(self)}\nThis report: {self.path.removesuffix('.json')}.md, in the root."
 
 
-def judge(
-    features: Mapping[str, Features], windows: Windows, *, k: int, seed: int
-) -> tuple[list[Result] | list[SetResult], list[Comparison], Literal["locations", "windows"]]:
+def judge(features: Mapping[str, Features], windows: Windows, *, k: int, seed: int) -> Judged:
     """Probe every kind of features on the same parts and compare the model with the others.
 
     Parameters
@@ -113,30 +129,33 @@ def judge(
         Of the redraws.
     """
     results: list[Result] | list[SetResult]
+    said: Numbers | None = None
     if windows.holds is None:
-        results, draws, by_location = _judge_classes(features, windows, k=k, seed=seed)
+        results, draws, by_location, said = _judge_classes(features, windows, k=k, seed=seed)
     else:
         results, draws, by_location = judge_sets(features, windows, k=k, seed=seed)
     comparisons = [_compare(kind, probe, draws) for kind, probe in draws if kind != MODEL]
-    return results, comparisons, "locations" if by_location else "windows"
+    return Judged(results, comparisons, "locations" if by_location else "windows", said)
 
 
 def _judge_classes(
     features: Mapping[str, Features], windows: Windows, *, k: int, seed: int
-) -> tuple[list[Result], dict[tuple[str, Probe], tuple[float, Any]], bool]:
+) -> tuple[list[Result], dict[tuple[str, Probe], tuple[float, Any]], bool, Numbers]:
     train, val, test = (windows.of(part) for part in PARTS)
     truth = windows.label[test]
     redraw = Bootstrap(truth, windows.location[test], seed=seed)
     results: list[Result] = []
+    said = truth
     draws: dict[tuple[str, Probe], tuple[float, Any]] = {}
     for kind, values in features.items():
         parts = Parts.standardised(values, windows.label, train, val, test)
         fitted = linear(parts)
+        said = fitted.predicted if kind == MODEL else said
         for probe, predicted in (("knn", knn(parts, k)), ("linear", fitted.predicted)):
             result, macro = _score(kind, probe, predicted, truth, redraw, fitted)
             results.append(result)
             draws[kind, result.probe] = (result.macro.value, macro)
-    return results, draws, redraw.by_location
+    return results, draws, redraw.by_location, said
 
 
 def _score(
@@ -175,9 +194,40 @@ def count_windows(windows: Windows, classes: Mapping[str, str]) -> dict[str, dic
             table[part] = {name: count for name, count in pairs if count}
             continue
         codes, counts = np.unique(windows.label[windows.of(part)], return_counts=True)
-        names = [classes.get(str(code), f"class {code}") for code in codes.tolist()]
+        names = [_named(code, classes) for code in codes.tolist()]
         table[part] = dict(zip(names, counts.tolist(), strict=True))
     return table
+
+
+def count_locations(windows: Windows) -> dict[str, int]:
+    """Return the number of locations of each part."""
+    return {part: len(np.unique(windows.location[windows.of(part)])) for part in PARTS}
+
+
+def confuse(
+    said: Numbers | None, windows: Windows, classes: Mapping[str, str]
+) -> dict[str, dict[str, int]] | None:
+    """Return by name of a test window's class how many were said to be of which.
+
+    Parameters
+    ----------
+    said : array, shape (test window,), or None
+        `Judged.said`.
+    """
+    if said is None:
+        return None
+    truth = windows.label[windows.of("test")]
+    codes = np.unique(np.concatenate([truth, said])).tolist()
+    return {
+        _named(true, classes): {
+            _named(code, classes): int(((truth == true) & (said == code)).sum()) for code in codes
+        }
+        for true in np.unique(truth).tolist()
+    }
+
+
+def _named(code: int, classes: Mapping[str, str]) -> str:
+    return classes.get(str(code), f"class {code}")
 
 
 def majority_accuracy(windows: Windows) -> float | None:
@@ -225,16 +275,51 @@ def markdown(report: Evaluation) -> str:
         for r in report.results
     ]
     lines += ["", *[_sentence(c) for c in report.comparisons], "", *_notes(report)]
+    lines += ["", *_window_table(report)]
+    if report.confusion and len(report.confusion) <= _MOST_CONFUSED:
+        lines += ["", *_confusion_table(report.confusion)]
     if report.few is not None:
         lines += ["", str(report.few).rstrip()]
     return "\n".join(lines) + "\n"
+
+
+#: Classes up to which a confusion table can still be read; the JSON has it in any case.
+_MOST_CONFUSED = 20
+
+
+def _window_table(report: Evaluation) -> list[str]:
+    """Return a table of windows by class and part, and what it lacks."""
+    names = [*dict.fromkeys(name for part in PARTS for name in report.windows[part])]
+    kind = "group held" if report.majority is None else "class"
+    lines = [f"Windows by {kind} and part:", "", f"| {kind} | {' | '.join(PARTS)} |"]
+    lines += ["|---" * (1 + len(PARTS)) + "|"]
+    counts = {name: [report.windows[part].get(name, 0) for part in PARTS] for name in names}
+    lines += [f"| {name} | {' | '.join(map(str, row))} |" for name, row in counts.items()]
+    totals = (f"{report.sizes[p]} of {report.locations.get(p, 0)} locations" for p in PARTS)
+    lines += [f"| all windows | {' | '.join(totals)} |"]
+    for part, what in (("test", "they are in no score"), ("train", "no probe can say them")):
+        absent = [name for name, row in counts.items() if not row[PARTS.index(part)]]
+        if absent:
+            lines += ["", f"**Not in the {part} part**: {', '.join(absent)}; {what}."]
+    return lines
+
+
+def _confusion_table(confusion: Mapping[str, Mapping[str, int]]) -> list[str]:
+    said = [*next(iter(confusion.values()))]
+    lines = ["Test windows by class (rows) and what the linear probe of this model says:", ""]
+    lines += [f"| | {' | '.join(said)} |", "|---" * (1 + len(said)) + "|"]
+    lines += [
+        f"| {true} | {' | '.join(str(row[name]) for name in said)} |"
+        for true, row in confusion.items()
+    ]
+    return lines
 
 
 def _chance(report: Evaluation, classes: int) -> str:
     """Say how many classes there are, and what needs no features."""
     if report.majority is not None:
         return (
-            f"{classes} classes. Always saying the most frequent class scores "
+            f"{classes} classes. Always saying the training part's most frequent class scores "
             f"{_percent(report.majority)} (micro)."
         )
     held = report.windows["test"].values()

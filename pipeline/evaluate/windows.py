@@ -162,9 +162,10 @@ def check_parts(windows: Windows) -> None:
             found = "" if some else "no two windows that hold other groups"
         if found:
             raise RecipeError(
-                f"the part {part!r} of the split has {found}, so no probe can be judged; change "
-                "`split` (smaller `block_km`, other shares), lower `evaluate.min_label_fraction`, "
-                "use smaller windows, or collect more labelled locations."
+                f"the part {part!r} of the split has {found}, so no probe can be judged; lower "
+                "`evaluate.min_label_fraction`, use smaller windows, collect more labelled "
+                "locations or, in a new root, change `split` (smaller `block_km`, other shares): "
+                "a root's split is frozen."
             )
 
 

@@ -184,6 +184,11 @@ def on_cpu(value: Any) -> Any:
     return value
 
 
+def folder(name: str, step: int) -> str:
+    """Return the key of a checkpoint's folder in its root."""
+    return layout.model(name, _folder(step))
+
+
 def _folder(step: int) -> str:
     return f"step-{step:08d}"
 

@@ -16,7 +16,15 @@ from pipeline.evaluate.features import (
     describe_windows,
     read_windows,
 )
-from pipeline.evaluate.report import Evaluation, count_windows, judge, majority_accuracy, markdown
+from pipeline.evaluate.report import (
+    Evaluation,
+    confuse,
+    count_locations,
+    count_windows,
+    judge,
+    majority_accuracy,
+    markdown,
+)
 from pipeline.evaluate.scores import MODEL
 from pipeline.evaluate.windows import PARTS, Windows, check_parts
 from pipeline.ports import ObjectStore
@@ -77,8 +85,10 @@ def run_evaluate(
         trained.normaliser,
         _kinds(trained, windows, place, settings.seed),
         device=place,
+        done=(lambda _: None) if progress is None else progress.advance,
     )
-    results, comparisons, resampled = judge(features, windows, k=settings.knn, seed=settings.seed)
+    judged = judge(features, windows, k=settings.knn, seed=settings.seed)
+    classes = loaded.products[settings.labels].classes
     few = classify_with_few(
         store,
         trained.model,
@@ -89,8 +99,6 @@ def run_evaluate(
         features,
         {MODEL: trained.encoder, "untrained": trained.untrained().to(place)},
     )
-    if progress is not None:
-        progress.advance(len(windows))
     report = Evaluation(
         model=described.name,
         step=described.step,
@@ -102,11 +110,13 @@ def run_evaluate(
         transductive=described.settings.transductive,
         window_px=windows.edge_px,
         sizes={part: len(windows.of(part)) for part in PARTS},
-        windows=count_windows(windows, loaded.products[settings.labels].classes),
+        windows=count_windows(windows, classes),
+        locations=count_locations(windows),
+        confusion=confuse(judged.said, windows, classes),
         majority=majority_accuracy(windows),
-        resampled=resampled,
-        results=results,
-        comparisons=comparisons,
+        resampled=judged.resampled,
+        results=judged.results,
+        comparisons=judged.comparisons,
         few=few,
     )
     return _write(store, report, settings)

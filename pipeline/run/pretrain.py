@@ -64,7 +64,9 @@ class PretrainReport:
     """What a run learned, and how healthy it is."""
 
     model: str
-    """Name, a folder of `models/`."""
+    """Name."""
+    folder: str
+    """Key of its newest checkpoint: weights, model card and log."""
     version: int
     """Published version it learned from."""
     steps: int
@@ -275,6 +277,7 @@ def _report(model: Model, run: Run | None, reader: PatchReader, started: int) ->
     measured = NOTHING if run is None else last_health(run)
     return PretrainReport(
         model=model.name,
+        folder=checkpoint.folder(model.name, 0 if run is None else run.step),
         version=model.version,
         steps=0 if run is None else run.step,
         resumed_from=started,

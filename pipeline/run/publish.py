@@ -25,6 +25,7 @@ from pipeline.store.ledger import dataset_digest, states, tally
 from pipeline.store.shard import ArraySpec
 from pipeline.store.tables import create_same, encode_table, fit, read_all
 from pipeline.store.version import ShardEntry, Version, numbers, read_version
+from pipeline.watch.tell import align, lines_of
 
 _LISTS = ("count", "mean", "m2", "minimum", "maximum", "sources")
 _INDEX, _STATISTICS = "index.parquet", "statistics.json"
@@ -38,13 +39,31 @@ class PublishReport:
     new: bool
     """False: the newest version already says all this."""
     locations: int
+    """Of all parts."""
+    parts: dict[str, int]
+    """Part of the split to number of locations."""
     patches: dict[str, dict[str, int]]
     """Product to part of the split to number of patches."""
+    rejected: dict[str, int]
+    """Patches that are not in the version because the data are so, by reason."""
+    failed: dict[str, int]
+    """The same because they could not be read, by class: `terrashard retry` tries again."""
     pending: int
     """Wanted patches whose shards were never built: they are not in the version."""
     left_out: int
     """Locations that are not in the version because the recipe wants complete ones, and so many."""
     dataset_digest: str
+
+    def __str__(self) -> str:
+        empty = [part for part, count in self.parts.items() if not count]
+        text = align(lines_of(self))
+        if not empty:
+            return text
+        return (
+            f"{text}\n\nNo location is in the part {' or '.join(empty)} of the split: `evaluate` "
+            "needs all three. More locations or, in a new root, smaller `split.block_km` or other "
+            "shares help; a root's split is frozen."
+        )
 
 
 @dataclass(slots=True)
@@ -105,7 +124,10 @@ def run_publish(loaded: LoadedRecipe, store: ObjectStore) -> PublishReport:
         version=number,
         new=new,
         locations=version.counts["locations"],
+        parts=version.counts["parts"],
         patches=version.counts["patches"],
+        rejected=version.counts["rejected"],
+        failed=version.counts["failed"],
         pending=version.counts["pending"],
         left_out=version.counts["left_out"],
         dataset_digest=version.dataset_digest,
@@ -227,8 +249,11 @@ def _counts(store: ObjectStore, index: pa.Table) -> dict[str, Any]:
     for row in groups.sort_by("product").to_pylist():
         parts = patches.setdefault(row["product"], dict.fromkeys(PARTS, 0))
         parts[row["split"]] = row["count_all"]
+    places = index.group_by("split").aggregate([("row", "count_distinct")]).to_pylist()
     return {
         "locations": pc.count_distinct(index["row"]).as_py(),
+        "parts": dict.fromkeys(PARTS, 0)
+        | {row["split"]: row["row_count_distinct"] for row in places},
         "patches": patches,
         "rejected": dict(sorted(total.rejected.items())),
         "failed": dict(sorted(total.failed.items())),

@@ -207,8 +207,8 @@ def is_claimed(store: ObjectStore, loaded: LoadedRecipe) -> bool:
         what = "; ".join(differences[:5])
         raise RecipeError(
             f"{store.url} belongs to the data set {found.get('name')!r}, which is not what recipe "
-            f"{loaded.name!r} describes: {what}. Products, cell, lattice, seed and rules are "
-            "frozen for a root; counts, periods and limits may grow. Choose another root, or "
+            f"{loaded.name!r} describes: {what}. Products, cell, lattice, seed, split and rules "
+            "are frozen for a root; counts, periods and limits may grow. Choose another root, or "
             "restore them."
         )
     return True

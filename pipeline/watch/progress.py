@@ -135,7 +135,12 @@ class Progress:
 
     def _rate(self) -> str:
         seconds = time.monotonic() - self._began_s
-        return f"{self._done / seconds:.1f}/s" if seconds > 0 and self._done else ""
+        if seconds <= 0 or not self._done:
+            return ""
+        if self._done >= seconds:
+            return f"{self._done / seconds:.1f}/s"
+        each = seconds / self._done
+        return f"1 in {each:.1f} s" if each < 120 else f"1 in {each / 60:.1f} min"
 
     def _left(self) -> str:
         if not self._total or not self._done or self._done >= self._total:

@@ -13,7 +13,9 @@ import pytest
 
 from pipeline import cli
 from pipeline.errors import FINAL, PASSING
+from pipeline.recipe import load_recipe
 from pipeline.run.plan import PlanReport
+from pipeline.store.layout import claim
 from pipeline.store.objects import open_store
 from pipeline.watch.progress import Progress
 
@@ -255,7 +257,9 @@ def test_stages_out_of_order_name_the_one_that_is_missing(recipe, tmp_path, caps
         ("plan", "run `terrashard sample` first"),
         ("extract", "run `terrashard plan` first"),
         ("publish", "`terrashard extract` makes them"),
-        ("verify", "`terrashard extract` makes them"),
+        ("verify", "holds no data set. Is `--root` right?"),
+        ("status", "holds no data set. Is `--root` right?"),
+        ("retry", "holds no data set. Is `--root` right?"),
     ):
         code, _, err = call(command, recipe, "--root", root, capsys=capsys)
         assert (code, err.count("\n")) == (2, 1), err
@@ -407,6 +411,7 @@ def test_a_root_of_which_part_was_deleted_contradicts_itself(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = open_store(tmp_path / "root")
+    claim(store, load_recipe(recipe))
     store.create("commits/p000001-s00000/r1.parquet", b"")
     code, _, said = call("status", recipe, "--root", tmp_path / "root", capsys=capsys)
     assert code == 65

@@ -179,7 +179,7 @@ def test_a_better_model_wins_a_worse_one_loses_and_an_equal_one_draws():
 
     def verdicts(mine, other):
         features = {MODEL: mine, "other": other}
-        return {c.probe: c.verdict for c in judge(features, windows, k=5, seed=0)[1]}
+        return {c.probe: c.verdict for c in judge(features, windows, k=5, seed=0).comparisons}
 
     assert verdicts(telling, noise) == {"knn": "win", "linear": "win"}
     assert verdicts(noise, telling) == {"knn": "lose", "linear": "lose"}

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from pipeline.errors import RecipeError
@@ -14,6 +15,7 @@ from pipeline.evaluate.scores import MODEL
 from pipeline.evaluate.windows import Windows
 from pipeline.run.evaluate import run_evaluate
 from pipeline.run.pretrain import run_pretrain
+from pipeline.store.reader import open_dataset
 
 PRETRAIN = {"backbone": "small", "steps": 2, "batch_size": 4, "crop_px": 8, "queue": 8}
 EVALUATE = {"labels": "labels", "window_px": 8}
@@ -42,11 +44,30 @@ def test_a_report_has_every_baseline_under_both_probes_and_says_who_wins(trained
     stored = json.loads(published.store.get(report.path))
     assert stored == json.loads(json.dumps(report.to_json()))
     table = published.store.get(report.path.replace(".json", ".md")).decode()
-    assert table == str(report)
+    assert str(report).startswith(table)
+    assert report.path.removesuffix(".json") in str(report)
     assert "random filters (RCF)" in table
     assert "Transductive" not in table
     assert "New sensor" not in table
     assert "**New sensor**: pretraining saw no image" in str(replace(report, new_product=True))
+
+
+def test_a_report_counts_windows_and_what_was_taken_for_what(trained):
+    published, loaded = trained
+    report = run_evaluate(loaded, published.store, device="cpu")
+    test = report.windows["test"]
+    assert {name: sum(row.values()) for name, row in report.confusion.items()} == test
+    right = sum(row.get(name, 0) for name, row in report.confusion.items())
+    (linear,) = [r for r in report.results if (r.features, r.probe) == ("model", "linear")]
+    assert right / report.sizes["test"] == pytest.approx(linear.micro.value)
+    rows = open_dataset(published.store).patches(report.product).rows
+    for part, count in report.locations.items():
+        there = rows.filter(pc.equal(rows["split"], part))["location"]
+        assert 0 < count <= len(there.unique())
+    lacking = {part: dict(names) for part, names in report.windows.items()}
+    gone = next(iter(lacking["test"]))
+    del lacking["test"][gone]
+    assert f"**Not in the test part**: {gone};" in str(replace(report, windows=lacking))
 
 
 def test_patterns_are_invisible_to_statistics_and_plain_to_filters(trained):
@@ -122,7 +143,7 @@ def test_a_better_model_wins_a_worse_one_loses_and_an_equal_one_draws():
 
     def verdicts(mine, other):
         features = {MODEL: mine, "other": other}
-        return {c.probe: c.verdict for c in judge(features, windows, k=5, seed=0)[1]}
+        return {c.probe: c.verdict for c in judge(features, windows, k=5, seed=0).comparisons}
 
     assert verdicts(telling, noise) == {"knn": "win", "linear": "win"}
     assert verdicts(noise, telling) == {"knn": "lose", "linear": "lose"}

@@ -82,7 +82,9 @@ def test_no_location_stands_in_two_parts(published):
     assert sum(map(len, members)) == len(set.union(*members))
 
 
-@pytest.mark.parametrize(("window_px", "message"), [(17, "have 16 pixels"), (3, "whole number")])
+@pytest.mark.parametrize(
+    ("window_px", "message"), [(17, "patches have 16 pixels"), (3, "multiples of 2 up to 16")]
+)
 def test_a_window_must_fit_patches_and_labels(published, window_px, message):
     with pytest.raises(RecipeError, match=message):
         cut(published, window_px=window_px)

@@ -29,7 +29,7 @@ def test_lines_come_while_a_long_step_runs(monkeypatch):
             now[0] += 4
             progress.advance()
         said_meanwhile = out.getvalue()
-    assert said_meanwhile == "extract 3/10  0.2/s  28 s left\n"
+    assert said_meanwhile == "extract 3/10  1 in 4.0 s  28 s left\n"
 
 
 def test_live_bar_shows_label_total_and_notes():
