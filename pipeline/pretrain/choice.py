@@ -33,6 +33,8 @@ from pipeline.recipe import Pretrain
 BLUR = 0.5
 AREA = (0.2, 1.0)
 MASKED = ("mae", "data2vec")
+#: Methods whose two views may be of two products, seen by one encoder.
+COMPARING = ("moco", "mocov3", "simclr", "simsiam", "barlow", "dino")
 
 #: Crops of two sizes (Caron et al. 2020 and 2021, Assran et al. 2021, and their code): DINO's blur
 #: of the two large ones, where SwAV and PAWS blur half of all crops, as here of the small ones; the
@@ -166,6 +168,7 @@ def _moco(settings: Pretrain, encoder: nn.Module, products: tuple[str, ...]) -> 
         temperature=settings.temperature,
         seed=settings.seed,
         products=products,
+        key_parts=settings.key_parts,
     )
 
 
@@ -261,7 +264,7 @@ def _paws(settings: Pretrain, encoder: nn.Module, classes: int) -> PAWS:
     )
 
 
-def _dino(settings: Pretrain, encoder: nn.Module) -> DINO:
+def _dino(settings: Pretrain, encoder: nn.Module, products: tuple[str, ...]) -> DINO:
     schedule = Schedule(
         steps=settings.steps,
         first_momentum=settings.teacher_momentum,
@@ -278,6 +281,7 @@ def _dino(settings: Pretrain, encoder: nn.Module) -> DINO:
         student_temperature=settings.student_temperature,
         centre_momentum=settings.centre_momentum,
         drop_path=settings.drop_path,
+        products=products,
     )
 
 
@@ -333,6 +337,7 @@ def _masked(settings: Pretrain, shape: EncoderShape, encoder: nn.Module) -> MAE 
 
 #: The methods that remember what they saw of each product.
 REMEMBERING: dict[str, Callable[[Pretrain, nn.Module, tuple[str, ...]], Method]] = {
+    "dino": _dino,
     "moco": _moco,
     "swav": _swav,
 }
@@ -342,5 +347,4 @@ _BUILDERS: dict[str, Callable[[Pretrain, nn.Module], Method]] = {
     "simclr": _simclr,
     "simsiam": _simsiam,
     "barlow": _barlow,
-    "dino": _dino,
 }

@@ -156,6 +156,12 @@ def check_parts(settings: Pretrain, processes: int) -> None:
             f"equal parts ({processes} processes, `accumulate = {settings.accumulate}`); choose a "
             f"multiple of {parts}, or start another number of processes."
         )
+    if settings.key_parts > 1 and settings.batch_size < 2 * parts * settings.key_parts:
+        raise RecipeError(
+            f"`pretrain.key_parts` is {settings.key_parts}, but each of {parts} parts of the batch "
+            f"has {settings.batch_size // parts} items: batch norm needs 2 in each, so at most "
+            f"{max(settings.batch_size // parts // 2, 1)} are allowed."
+        )
 
 
 def train(
@@ -306,9 +312,8 @@ def _parted(view: View, parts: int) -> list[View]:
     """Part a view's items; labelled ones are whole in every part."""
     if view.label is not None or parts == 1:
         return [view] * parts
-    return [
-        View(*pair) for pair in zip(view.image.chunk(parts), view.valid.chunk(parts), strict=True)
-    ]
+    chunks = zip(view.image.chunk(parts), view.valid.chunk(parts), strict=True)
+    return [view._replace(image=image, valid=valid) for image, valid in chunks]
 
 
 def _joined(parts: list[Learned]) -> Learned:

@@ -194,6 +194,10 @@ class Pretrain(Strict):
     """MoCo: of the key encoder (He et al. 2020)."""
     temperature: float = Field(default=0.2, gt=0)
     """MoCo v2 and v3, SimCLR, SwAV, PAWS: of the logits. 0.1 for the last three."""
+    key_parts: int = Field(default=1, ge=1)
+    """MoCo, on a backbone with batch norm: random parts of a batch that pass through the key
+    encoder one by one, so that a key's moments are not its query's: the shuffled batch norm that
+    the paper and SSL4EO-S12 (on 4 GPUs) have by their devices."""
     queue: int = Field(default=4096, ge=2)
     """MoCo: keys remembered. SwAV: projections of either view remembered, 1280."""
     mask_fraction: float = Field(default=0.75, gt=0, lt=1)

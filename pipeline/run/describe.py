@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.errors import RecipeError
 from pipeline.pretrain import checkpoint
+from pipeline.pretrain.choice import COMPARING
 from pipeline.pretrain.data.intensity import Quantities
 from pipeline.pretrain.data.joint import join_sensors
 from pipeline.pretrain.encoders.backbones import (
@@ -70,7 +71,13 @@ def products_of(loaded: LoadedRecipe) -> tuple[str, ...]:
                 f"`pretrain.more_products` names {product!r}; it takes other image products of "
                 f"recipe {loaded.name} than {first}: {', '.join(images)}."
             )
-    mixed = len(everything) > 1 and settings.pairs != "products"
+    mixed = len(everything) > 1 and settings.method != "decur"
+    paired = settings.pairs == "products"
+    if paired and settings.method not in ("decur", *COMPARING):
+        raise RecipeError(
+            f'`pretrain.pairs = "products"` compares two views, which {settings.method} does not; '
+            f"choose one of: decur, {', '.join(COMPARING)}."
+        )
     if mixed and not settings.backbone.startswith(WAVELENGTH):
         raise RecipeError(
             f"`pretrain.more_products` mixes sensors, which {settings.backbone} cannot take; "
@@ -86,7 +93,7 @@ def products_of(loaded: LoadedRecipe) -> tuple[str, ...]:
             '`pretrain.method = "paws"` has labelled patches of one product; leave out '
             "`pretrain.more_products`, or choose another method."
         )
-    if settings.joint and not mixed:
+    if settings.joint and (paired or not mixed):
         raise RecipeError(
             "`pretrain.joint` shows one encoder several products at once; name the others in "
             '`pretrain.more_products`, and leave out `pairs = "products"`.'
@@ -101,12 +108,7 @@ def products_of(loaded: LoadedRecipe) -> tuple[str, ...]:
         raise RecipeError(
             '`pretrain.method = "decur"` learns from two products; leave out `pretrain.pairs`.'
         )
-    if settings.pairs == "products" and settings.method != "decur":
-        raise RecipeError(
-            f'`pretrain.pairs = "products"` needs two encoders, and {settings.method} has one; '
-            'choose `method = "decur"`.'
-        )
-    if settings.pairs == "products" and len(everything) != 2:
+    if paired and len(everything) != 2:
         raise RecipeError(
             '`pretrain.pairs = "products"` pairs two products: `product` and one in '
             f"`more_products`, not {len(everything)}."
@@ -338,6 +340,7 @@ NEWER = {
     "modality_dropout": 0.0,
     "weights": None,
     "compile": False,
+    "key_parts": 1,
     "crop_area": None,
     "blur": None,
     "intensity": Intensity().model_dump(mode="json"),

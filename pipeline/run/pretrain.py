@@ -15,7 +15,13 @@ from pipeline.pretrain import checkpoint, ranks
 from pipeline.pretrain.data.batches import Share, stream
 from pipeline.pretrain.data.joint import Joint
 from pipeline.pretrain.data.normalise import Normaliser
-from pipeline.pretrain.data.order import Picks, all_products, pairs_of_products, times_or_views
+from pipeline.pretrain.data.order import (
+    InTurn,
+    Picks,
+    all_products,
+    pairs_of_products,
+    times_or_views,
+)
 from pipeline.pretrain.encoders.released import Released
 from pipeline.pretrain.logs import Journal, open_sinks
 from pipeline.pretrain.methods.decur import DeCUR
@@ -209,7 +215,8 @@ def _reader(dataset: Dataset, product: str, *, transductive: bool) -> PatchReade
 def _picks(settings: Pretrain, readers: Mapping[str, PatchReader], views: int) -> Picks:
     """Return what each step is made of."""
     if settings.pairs == "products":
-        return pairs_of_products(readers, batch_size=settings.batch_size, seed=settings.seed)
+        paired = pairs_of_products(readers, batch_size=settings.batch_size, seed=settings.seed)
+        return paired if settings.method == "decur" else InTurn(paired)
     choose = all_products if settings.joint else times_or_views
     return choose(
         readers,

@@ -18,6 +18,42 @@ def moco(net, *, queue=8, momentum=0.9, bands=3, products=("",)):
     return MoCo(net(bands), 6, queue=queue, **more)
 
 
+def test_parts_of_keys_have_moments_of_their_own_and_keep_their_places(tiny_net, view):
+    """By hand: the same random order, each part alone through the key encoder."""
+    whole, parted = moco(tiny_net), moco(tiny_net)
+    parted.key_parts = 2
+    parted.load_state_dict(whole.state_dict())
+    views = [view(8, 3, seed=0), view(8, 3, seed=1)]
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(3))
+    parted.forward(views, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        keys = torch.empty(8, EMBEDDING_WIDTH)
+        for part in (order[:4], order[4:]):
+            seen = whole.key_encoder(views[1].image[part])
+            keys[part] = F.normalize(whole.key_head(seen), dim=1)
+    torch.testing.assert_close(parted.queue[0, :8], keys)
+    whole.forward(views, torch.Generator().manual_seed(3))
+    assert not torch.allclose(whole.queue[0, :8], keys, atol=1e-4), "moments of all"
+
+
+def test_a_key_is_not_told_by_moments_that_it_shares_with_its_query(tiny_net, view):
+    """With whole moments a query and its key agree on what their batch is like, and no key of the
+    queue does; with parts, the two differ by their moments even where the images are the same."""
+
+    def told(key_parts):
+        method = moco(tiny_net)
+        method.key_parts = key_parts
+        same = view(8, 3, seed=0)  # both views alike: query and key differ by moments alone
+        method.key_head.load_state_dict(method.head.state_dict())
+        method.forward([same, same], torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            query = F.normalize(method.head(method.encoder(same.image)), dim=1)
+        return (query * method.queue[0, :8]).sum(dim=1).min().item()
+
+    assert told(1) == pytest.approx(1, abs=1e-5)
+    assert told(2) < 0.9999
+
+
 def unit(rows, seed):
     random = torch.Generator().manual_seed(seed)
     return F.normalize(torch.randn(rows, 5, generator=random, dtype=torch.float64), dim=1)

@@ -14,12 +14,13 @@ from pipeline.pretrain import checkpoint
 from pipeline.pretrain.choice import build_method
 from pipeline.pretrain.data.augment import resize
 from pipeline.pretrain.data.normalise import Normaliser
+from pipeline.pretrain.data.order import InTurn, pairs_of_products
 from pipeline.pretrain.encoders.wavelength import aim
 from pipeline.pretrain.export import load_folder
 from pipeline.pretrain.train import train
 from pipeline.recipe import load_recipe
 from pipeline.run import pretrain
-from pipeline.run.describe import quantities_of, sensor_of
+from pipeline.run.describe import describe, quantities_of, sensor_of
 from pipeline.run.embed import run_embed
 from pipeline.run.export import run_export
 from pipeline.run.pretrain import run_pretrain
@@ -57,7 +58,7 @@ more_products = ["sentinel-2-l2a"]
 batch_size = 4
 patch_px = 8
 queue = 8
-steps = 3
+steps = {steps}
 checkpoint_every = 2
 """
 
@@ -67,9 +68,9 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("mixed")
 
 
-def recipe(folder, pretrain='method = "moco"', backbone="wave_vit_tiny"):
+def recipe(folder, pretrain='method = "moco"', backbone="wave_vit_tiny", steps=3):
     path = folder / "recipe.toml"
-    path.write_text(RECIPE.format(pretrain=pretrain, backbone=backbone))
+    path.write_text(RECIPE.format(pretrain=pretrain, backbone=backbone, steps=steps))
     return load_recipe(path)
 
 
@@ -223,12 +224,84 @@ def test_a_product_that_a_model_has_no_weights_for_is_refused(folder, root):
     [
         ('method = "moco"', "vit_tiny", "cannot take"),
         ('method = "mae"', "wave_vit_tiny", "one product"),
-        ('method = "moco"\npairs = "products"', "wave_vit_tiny", "needs two encoders"),
+        ('method = "moco"\npairs = "products"', "vit_tiny", "cannot take"),
+        ('method = "swav"\npairs = "products"', "wave_vit_tiny", "which swav does not"),
+        ('method = "moco"\npairs = "products"\njoint = true', "wave_vit_tiny", "several products"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(folder, root, pretrain, backbone, message):
     with pytest.raises(RecipeError, match=message):
         run_pretrain(recipe(folder, pretrain, backbone), root, device="cpu")
+
+
+PAIRED = {
+    "moco": "",
+    "mocov3": "projector_width = 8",
+    "simclr": "",
+    "simsiam": "projector_width = 8",
+    "barlow": "projector_width = 8",
+    "dino": "prototypes = 16\nlocal_crops = 2",
+}
+
+
+@pytest.mark.parametrize("method", PAIRED)
+def test_two_products_of_a_place_are_the_views_of_one_encoder(folder, root, method, monkeypatch):
+    """Both kinds of patch go through it in every step, and a resumed run is an undisturbed one."""
+    seen = []
+
+    def looked(run, batches, **how):
+        def noted():
+            for batch in batches:
+                seen.append([(stored.product, stored.bands.shape[1]) for stored in batch])
+                yield batch
+
+        return train(run, noted(), **how)
+
+    monkeypatch.setattr(pretrain, "train", looked)
+    more = f'method = "{method}"\npairs = "products"\nstop_collapsed = false\n{PAIRED[method]}'
+    loaded = recipe(folder, more)
+    report = run_pretrain(loaded, root, name=f"pairs-{method}", device="cpu")
+    one, other = ("enmap-l2a", 202), ("sentinel-2-l2a", 3)
+    assert seen == [[one, other], [other, one], [one, other]], "each is first in turn"
+    whole = checkpoint.load(root, report.model)
+    assert set(whole.inputs) == {"enmap-l2a", "sentinel-2-l2a"}
+    state, log = checkpoint.load_state(root, whole)
+    checkpoint.drop(root, report.model, 3)
+    run_pretrain(loaded, root, name=f"pairs-{method}", device="cpu")
+    again = checkpoint.load(root, report.model)
+    assert again.step == 3
+    resumed, resumed_log = checkpoint.load_state(root, again)
+    torch.testing.assert_close(resumed, state, rtol=0, atol=0)
+    assert resumed_log == log
+
+
+def test_a_place_s_own_products_are_paired(folder, root):
+    dataset = open_dataset(root)
+    readers = {p: dataset.patches(p) for p in ("enmap-l2a", "sentinel-2-l2a")}
+    picks = InTurn(pairs_of_products(readers, batch_size=4, seed=0))
+    for step in range(4):
+        first, second = picks.picks(step)
+        assert first.product != second.product
+        rows = [readers[pick.product].rows.take(pick.numbers) for pick in (first, second)]
+        for column in ("location", "slot"):
+            assert rows[0][column].to_pylist() == rows[1][column].to_pylist()
+
+
+@pytest.mark.parametrize("method", ["moco", "dino"])
+def test_memories_of_a_pair_are_of_their_own_product(folder, root, method):
+    """MoCo's keys are of the second view; each of DINO's centres moves with its own views."""
+    more = f'method = "{method}"\npairs = "products"\nstop_collapsed = false\n{PAIRED[method]}'
+    loaded = recipe(folder, more, steps=1)
+    described = describe(loaded, open_dataset(root))
+    begun = build_method(described.settings, described.shape)
+    name = run_pretrain(loaded, root, name=f"one-step-{method}", device="cpu").model
+    state, _ = checkpoint.load_state(root, checkpoint.load(root, name))
+    kind = {"moco": "queue", "dino": "centre"}[method]
+    moved = [
+        not torch.equal(old, new)
+        for old, new in zip(getattr(begun, kind), state["method"][kind], strict=True)
+    ]
+    assert moved == ([False, True] if method == "moco" else [True, True])
 
 
 LABELLED = """

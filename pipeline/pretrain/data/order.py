@@ -176,6 +176,18 @@ class Paired:
         return tuple(p for view in range(self._views) for p in groups[view % len(groups)])
 
 
+@dataclass(frozen=True)
+class InTurn:
+    """The views of a step the other way round in every second one, so that each product is first
+    in half of them: for methods whose two views are not treated alike."""
+
+    inner: Picks
+
+    def picks(self, step: int) -> tuple[Pick, ...]:
+        picks = self.inner.picks(step)
+        return picks[::-1] if step % 2 else picks
+
+
 def times_or_views(
     readers: Mapping[str, PatchReader], *, views: int, times: bool, batch_size: int, seed: int
 ) -> Picks:

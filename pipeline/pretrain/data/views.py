@@ -42,6 +42,7 @@ def make_views(
     for stored in batch:
         if id(stored) not in converted:
             converted[id(stored)] = normalisers[stored.product].convert(stored.bands, stored.mask)
+    several = len({stored.product for stored in batch}) > 1
     views = []
     for crop in crops:
         stored = batch[crop.patch]
@@ -52,5 +53,6 @@ def make_views(
         if crop.intensity is not None:
             what = normaliser.quantities
             cut = change_intensity(cut, crop.intensity, what, generator, share)
-        views.append(normaliser.standardise(cut))
+        product = stored.product if several else ""
+        views.append(normaliser.standardise(cut)._replace(product=product))
     return views

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.pretrain.methods.heads import mlp
-from pipeline.pretrain.methods.method import Learned, Method, View
+from pipeline.pretrain.methods.method import Learned, Method, View, feature_of
 from pipeline.pretrain.ranks import sum_over_ranks
 
 #: Added to a variance before the root: batch normalisation's, which the paper's code normalises by.
@@ -113,7 +113,7 @@ class BarlowTwins(Method):
         An item of which a view shows nothing is left out of the correlation.
         """
         seen = torch.stack([view.valid.flatten(1).any(dim=1) for view in views]).all(dim=0)
-        features = [self.encoder(view.image) for view in views]
+        features = [feature_of(self.encoder, view) for view in views]
         projected = [self.projector(part) for part in features]
         with torch.autocast(projected[0].device.type, enabled=False):
             first, second = (part.float() for part in projected)

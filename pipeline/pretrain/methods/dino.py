@@ -23,12 +23,12 @@ from torch.nn import functional as F
 
 from pipeline.pretrain.methods.method import (
     Learned,
-    Method,
+    Remembering,
     View,
     drop_paths,
     entropy,
+    features_of,
     follow,
-    of_one_size,
 )
 from pipeline.pretrain.ranks import sum_over_ranks
 from pipeline.pretrain.schedule import cosine
@@ -84,7 +84,7 @@ def dino_loss(
         Logits; the first crops are those of the teacher, in the same order.
     teacher : Tensor, float32, shape (global crop, batch, prototype)
         Logits, without gradient.
-    centre : Tensor, float32, shape (prototype,)
+    centre : Tensor, float32, shape (prototype,) or (global crop, 1, prototype)
         Subtracted from the teacher's logits.
     student_temperature, teacher_temperature : float
 
@@ -149,8 +149,11 @@ def _linear(width: int, out: int) -> nn.Linear:
     return layer
 
 
-class DINO(Method):
+class DINO(Remembering):
     """Say of every crop what a slowly moving teacher says of another crop of the item.
+
+    Each product has a centre of its own: with one for all, a sensor's items could be told by half
+    of the prototypes, and those of the other by the rest.
 
     Parameters
     ----------
@@ -166,9 +169,12 @@ class DINO(Method):
         Share of itself that the centre keeps each step.
     drop_path : float
         Of a student that is a ViT.
+    products : sequence of str
+        Whose batches come.
     """
 
     views = 2
+    memories = ("centre",)
     measures = ("teacher_entropy", "teacher_variety")
     centre: Tensor
 
@@ -182,8 +188,9 @@ class DINO(Method):
         student_temperature: float,
         centre_momentum: float,
         drop_path: float = 0.0,
+        products: Sequence[str] = ("",),
     ) -> None:
-        super().__init__()
+        super().__init__(products)
         self.student = encoder
         self.student_head = Head(width, prototypes)
         self.encoder = copy.deepcopy(encoder).requires_grad_(False)
@@ -192,7 +199,7 @@ class DINO(Method):
         self.schedule = schedule
         self.student_temperature = student_temperature
         self.centre_momentum = centre_momentum
-        self.register_buffer("centre", torch.zeros(prototypes))
+        self.register_buffer("centre", torch.zeros(len(products), prototypes))
         self.step = 0
 
     def begin(self, step: int) -> None:
@@ -214,22 +221,28 @@ class DINO(Method):
         The first `GLOBAL_CROPS` views are large, the others small.
         """
         with torch.no_grad():
-            large = torch.cat([view.image for view in views[:GLOBAL_CROPS]])
-            teacher = _by_crop(self.head(self.encoder(large)), GLOBAL_CROPS)
+            large = views[:GLOBAL_CROPS]
+            seen = torch.cat([*features_of(self.encoder, large)])
+            teacher = _by_crop(self.head(seen), GLOBAL_CROPS)
+            numbers = [self.number_of(view) for view in large]
+            # Copies: the centres move below.
+            centre = torch.stack([self.centre[number] for number in numbers]).unsqueeze(1)
         temperature = self.schedule.temperature(self.step)
-        features = [self.student(images) for images in of_one_size(views)]
+        features = [*features_of(self.student, views)]
         vectors = [self.student_head.vectors(part) for part in features]
         logits = [self.student_head.compare(part) for part in vectors]
         with torch.autocast(teacher.device.type, enabled=False):
             loss = dino_loss(
                 _by_crop(torch.cat(logits), len(views)),
                 teacher,
-                self.centre,
+                centre,
                 student_temperature=self.student_temperature,
                 teacher_temperature=temperature,
             )
-            measures = self._measures(teacher, temperature)
-            self._recentre(teacher)
+            measures = self._measures(teacher - centre, temperature)
+            for number in dict.fromkeys(numbers):
+                own = [place for place, other in enumerate(numbers) if other == number]
+                self._recentre(teacher[own], number)
         first = slice(len(views[0].image))
         # Not the cosines: those are the same vectors seen from as many sides as prototypes.
         compared = vectors[0][first].detach()
@@ -237,23 +250,23 @@ class DINO(Method):
 
     @torch.no_grad()
     def _measures(self, teacher: Tensor, temperature: float) -> dict[str, Tensor]:
-        """Return how undecided the teacher is of one item, and how varied over the batch.
+        """Return how undecided the centred teacher is of one item, and how varied over the batch.
 
         Both in nats. Near log(prototypes) for both, it says nothing; near 0 for both, it says the
         same of everything.
         """
-        said = F.softmax((teacher - self.centre) / temperature, dim=-1)
+        said = F.softmax(teacher / temperature, dim=-1)
         return {
             "teacher_entropy": entropy(said).mean(),
             "teacher_variety": entropy(said.mean(dim=(0, 1))),
         }
 
     @torch.no_grad()
-    def _recentre(self, teacher: Tensor) -> None:
-        """Move the centre towards the mean of the teacher's logits on all ranks."""
+    def _recentre(self, teacher: Tensor, number: int) -> None:
+        """Move a product's centre towards the mean of the teacher's logits on all ranks."""
         rows = teacher.flatten(0, 1)
         total = sum_over_ranks(torch.cat([rows.sum(dim=0), rows.new_full((1,), len(rows))]))
-        self.centre.lerp_(total[:-1] / total[-1], 1 - self.centre_momentum)
+        self.centre[number].lerp_(total[:-1] / total[-1], 1 - self.centre_momentum)
 
 
 def _by_crop(logits: Tensor, crops: int) -> Tensor:

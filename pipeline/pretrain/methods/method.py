@@ -12,6 +12,8 @@ from timm.layers.drop import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from pipeline.pretrain.encoders.wavelength import aim
+
 
 class View(NamedTuple):
     """One augmented batch: what an encoder sees.
@@ -24,11 +26,14 @@ class View(NamedTuple):
         Where a value was seen.
     label : Tensor, int64, shape (batch,), or None
         Class of each item, from 0: of a method's labelled support alone.
+    product : str
+        What the image is of, where the views of a batch are of several products; else empty.
     """
 
     image: Tensor
     valid: Tensor
     label: Tensor | None = None
+    product: str = ""
 
 
 class Learned(NamedTuple):
@@ -109,6 +114,10 @@ class Remembering(Method):
         """Expect a batch of a product."""
         self.number = self._products.index(product) if len(self._products) > 1 else 0
 
+    def number_of(self, view: View) -> int:
+        """Return the number of the product that a view is of."""
+        return self._products.index(view.product) if view.product else self.number
+
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *more: Any) -> None:
         # Of a run from before there was a memory for each: all go on with the one there was.
         for name in self.memories:
@@ -128,13 +137,21 @@ def follow(leader: nn.Module, follower: nn.Module, momentum: float) -> None:
         torch._foreach_lerp_(followers, leaders, 1 - momentum)
 
 
-def of_one_size(views: Sequence[View]) -> Iterator[Tensor]:
-    """Join neighbouring views of one size, which pass through an encoder together.
+def features_of(encoder: nn.Module, views: Sequence[View]) -> Iterator[Tensor]:
+    """Yield features of neighbouring views that are alike: of one size, and of one product.
 
-    Yields images of shape (view * batch, band, y, x).
+    They pass through the encoder together. Shape: (view * batch, width).
     """
-    for _, group in groupby(views, key=lambda view: view.image.shape[-2:]):
-        yield torch.cat([view.image for view in group])
+    for (_, product), group in groupby(views, lambda view: (view.image.shape[-2:], view.product)):
+        if product:
+            aim(encoder, product)
+        yield encoder(torch.cat([view.image for view in group]))
+
+
+def feature_of(encoder: nn.Module, view: View) -> Tensor:
+    """Return the features of one view, shape (batch, width)."""
+    (features,) = features_of(encoder, [view])
+    return features
 
 
 def entropy(probabilities: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.pretrain.methods.method import Learned, Remembering, View, follow
+from pipeline.pretrain.methods.method import Learned, Remembering, View, feature_of, follow
 from pipeline.pretrain.ranks import gather_rows
 
 #: Width of the embedding that is compared (He et al. 2020, section 3.3).
@@ -68,6 +68,9 @@ class MoCo(Remembering):
         Of the random unit vectors the queue starts with.
     products : sequence of str
         Whose batches come.
+    key_parts : int
+        Random parts of a batch that pass through the key encoder one by one, each with batch norm's
+        moments of its own (the paper's shuffled batch norm, section 3.3, on one device).
     """
 
     views = 2
@@ -85,8 +88,10 @@ class MoCo(Remembering):
         temperature: float,
         seed: int,
         products: Sequence[str] = ("",),
+        key_parts: int = 1,
     ) -> None:
         super().__init__(products)
+        self.key_parts = key_parts
         self.encoder = encoder
         self.head = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, EMBEDDING_WIDTH)
@@ -105,25 +110,41 @@ class MoCo(Remembering):
         follow(self.encoder, self.key_encoder, self.momentum)
         follow(self.head, self.key_head, self.momentum)
 
-    def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:  # noqa: ARG002
+    def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:
         """Return the loss of one batch, and put its keys, of all ranks, into the queue."""
         first, second = views
-        features = self.encoder(first.image)
+        features = feature_of(self.encoder, first)
         query = self.head(features)
         with torch.no_grad():
-            key = self.key_head(self.key_encoder(second.image))
+            key = self.key_head(self._key_features(second, generator))
         with torch.autocast(query.device.type, enabled=False):
             query = F.normalize(query.float(), dim=1)
             key = F.normalize(key.float(), dim=1)
             # A copy: the queue is changed below, and the backward pass still needs the old one.
-            loss = info_nce(query, key, self.queue[self.number].clone(), self.temperature)
-            self._remember(gather_rows(key))
+            number = self.number_of(second)
+            loss = info_nce(query, key, self.queue[number].clone(), self.temperature)
+            self._remember(gather_rows(key), number)
         return Learned(loss, features.detach().float(), query.detach())
 
+    def _key_features(self, view: View, generator: torch.Generator) -> Tensor:
+        """Return features of the key encoder, shape (batch, width).
+
+        Queries and keys of one batch share its moments, which those in the queue do not: a key
+        would be told by them. So its moments are made to be of other items than its query's.
+        """
+        if self.key_parts == 1:
+            return feature_of(self.key_encoder, view)
+        order = torch.randperm(len(view.image), generator=generator).to(view.image.device)
+        parts = [
+            feature_of(self.key_encoder, view._replace(image=view.image[part]))
+            for part in order.chunk(self.key_parts)
+        ]
+        return torch.cat(parts)[order.argsort()]
+
     @torch.no_grad()
-    def _remember(self, keys: Tensor) -> None:
-        """Put the newest keys in place of the oldest; shape (batch, width), unit vectors."""
-        queue, position = self.queue[self.number], self.position[self.number]
+    def _remember(self, keys: Tensor, number: int) -> None:
+        """Put a product's newest keys in place of its oldest; shape (batch, width), unit."""
+        queue, position = self.queue[number], self.position[number]
         size = len(queue)
         keys = keys[-size:]
         places = (position + torch.arange(len(keys), device=keys.device)) % size

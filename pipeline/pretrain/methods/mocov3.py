@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.pretrain.methods.heads import mlp
-from pipeline.pretrain.methods.method import Learned, Method, View, follow
+from pipeline.pretrain.methods.method import Learned, Method, View, feature_of, follow
 from pipeline.pretrain.ranks import gather_rows, rank
 from pipeline.pretrain.schedule import cosine
 
@@ -97,10 +97,10 @@ class MoCoV3(Method):
 
     def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:  # noqa: ARG002
         """Return the loss of one batch, both ways; each view has batch statistics of its own."""
-        features = [self.encoder(view.image) for view in views]
+        features = [feature_of(self.encoder, view) for view in views]
         queries = [self.predictor(self.projector(part)) for part in features]
         with torch.no_grad():
-            keys = [self.key_projector(self.key_encoder(view.image)) for view in views]
+            keys = [self.key_projector(feature_of(self.key_encoder, view)) for view in views]
         with torch.autocast(features[0].device.type, enabled=False):
             queries, keys = (
                 [F.normalize(part.float(), dim=1) for part in parts] for parts in (queries, keys)

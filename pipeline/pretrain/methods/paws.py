@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.pretrain.methods.heads import mlp
-from pipeline.pretrain.methods.method import Learned, Method, View, entropy, of_one_size
+from pipeline.pretrain.methods.method import Learned, Method, View, entropy, features_of
 from pipeline.pretrain.ranks import gather_rows, sum_over_ranks
 
 #: Width of the embedding (the hyperspectral paper's code).
@@ -139,7 +139,7 @@ class PAWS(Method):
         large, small, support = parted(views)
         # Neighbours of one size pass together: the support is of the large crops' size.
         order = [*large, *support, *small]
-        features = [self.encoder(images) for images in of_one_size(order)]
+        features = [*features_of(self.encoder, order)]
         projected = self.projector(torch.cat(features))
         with torch.autocast(projected.device.type, enabled=False):
             unit = torch.split(F.normalize(projected.float(), dim=1), [len(v.image) for v in order])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.pretrain.methods.heads import mlp
-from pipeline.pretrain.methods.method import Learned, Method, View
+from pipeline.pretrain.methods.method import Learned, Method, View, features_of
 from pipeline.pretrain.ranks import gather_rows, rank
 
 #: Width of the embedding that is compared (section 4.2).
@@ -75,7 +75,7 @@ class SimCLR(Method):
 
     def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:  # noqa: ARG002
         """Return the loss of one batch."""
-        features = self.encoder(torch.cat([view.image for view in views]))
+        features = torch.cat([*features_of(self.encoder, views)])
         embedded = self.head(features)
         with torch.autocast(features.device.type, enabled=False):
             first, second = F.normalize(embedded.float(), dim=1).chunk(2)

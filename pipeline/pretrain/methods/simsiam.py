@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.pretrain.methods.heads import mlp
-from pipeline.pretrain.methods.method import Learned, Method, View
+from pipeline.pretrain.methods.method import Learned, Method, View, feature_of
 
 #: A predictor is this many times narrower inside than outside (2048 and 512 in the paper).
 BOTTLENECK = 4
@@ -63,7 +63,7 @@ class SimSiam(Method):
 
     def forward(self, views: Sequence[View], generator: torch.Generator) -> Learned:  # noqa: ARG002
         """Return the loss of one batch; each view has batch statistics of its own."""
-        features = [self.encoder(view.image) for view in views]
+        features = [feature_of(self.encoder, view) for view in views]
         projected = [self.projector(part) for part in features]
         predicted = [self.predictor(part) for part in projected]
         with torch.autocast(features[0].device.type, enabled=False):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.pretrain.methods.heads import mlp
-from pipeline.pretrain.methods.method import Learned, Remembering, View, entropy, of_one_size
+from pipeline.pretrain.methods.method import Learned, Remembering, View, entropy, features_of
 from pipeline.pretrain.ranks import gather_rows, own_rows
 
 #: Width of the unit vectors that are compared with prototypes (appendix A).
@@ -167,7 +167,7 @@ class SwAV(Remembering):
         The first `GLOBAL_CROPS` views are large, the others small. As in the paper's code, batch
         statistics are those of all crops of one size, in the head of all crops.
         """
-        features = [self.encoder(images) for images in of_one_size(views)]
+        features = [*features_of(self.encoder, views)]
         embedded = self.head(torch.cat(features))
         with torch.autocast(embedded.device.type, enabled=False):
             unit = F.normalize(embedded.float(), dim=1).chunk(len(views))
