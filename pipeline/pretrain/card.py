@@ -54,8 +54,8 @@ measures it beside baselines.
 {_others(model)}{_second(model)}{_origin(model)}
 ## Terms
 
-The images keep the terms of their owners, which may bind what is made of them; see the data set.
-
+The images keep the terms of their owners, which may bind what is made of them.
+{_terms(model)}
 ## Settings
 
 ```json
@@ -118,6 +118,11 @@ def _origin(model: Model) -> str:
         f"({model.origin.layout}), sha256 `{model.origin.sha256}`."
     )
     return f"\n{textwrap.fill(text, 100)}\n"
+
+
+def _terms(model: Model) -> str:
+    lines = [f"- {product}: {text}" for product, text in model.terms.items()]
+    return "\n".join(["", *lines, ""]) if lines else ""
 
 
 def _bands(own: Model | Input) -> str:

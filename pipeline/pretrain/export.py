@@ -120,9 +120,12 @@ def export(model: Model, encoder: nn.Module, folder: Path, *, onnx: bool = False
     beside.mkdir(parents=True)
     try:
         _write_weights(model, encoder, beside)
-        (beside / "README.md").write_text(card(model) + _usage(beside, onnx), encoding="utf-8")
+        (beside / "README.md").write_text(
+            card(model) + _usage(model, beside, onnx), encoding="utf-8"
+        )
         if onnx:
             write_onnx(model, encoder, beside / "model.onnx")
+        _readable(beside)
         names = sorted(path.name for path in beside.iterdir())
         beside.rename(folder)
     finally:
@@ -253,20 +256,50 @@ def _as_timm(shape: EncoderShape, encoder: nn.Module) -> nn.Module | None:
     return plain if same else None
 
 
-def _usage(folder: Path, onnx: bool) -> str:
+def _usage(model: Model, folder: Path, onnx: bool) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    load = (
-        "from pipeline.pretrain.export import load_folder\n\nencoder = load_folder(Path(FOLDER))"
-        if config["architecture"] == OWN
-        else 'import timm\n\nencoder = timm.create_model("local-dir:FOLDER", pretrained=True)'
-    )
-    text = f"\n## Loading\n\n```python\n{load}\n```\n"
+    lend, load = "import timm", 'timm.create_model(f"local-dir:{folder}", pretrained=True).eval()'
+    if config["architecture"] == OWN:
+        lend, load = "from pipeline.pretrain.export import load_folder", "load_folder(folder)"
+    size = ", ".join(map(str, (model.shape.bands, model.shape.image_px, model.shape.image_px)))
+    seen = "~stored.isnan()" if model.fill is None else f"stored != {model.fill:g}"
+    text = f"""
+## Use
+
+In the folder of this file, for patches with the data set's own numbers:
+
+```python
+import json
+from pathlib import Path
+
+import torch
+{lend}
+
+folder = Path(".")
+encoder = {load}
+about = json.loads((folder / "config.json").read_text())["terrashard"]
+mean, std = (torch.tensor(about[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+
+stored = torch.zeros(1, {size})  # batch, band, y, x
+image = torch.where({seen}, (stored - mean) / std, 0.0)
+with torch.inference_mode():
+    features = encoder(image)  # batch, feature
+```
+"""
     if onnx:
         text += (
             "\n`model.onnx` takes `stored`, float32 (batch, band, y, x): the data set's own "
             "numbers, with the fill value or NaN where nothing was seen. It standardises them.\n"
         )
     return text
+
+
+def _readable(folder: Path) -> None:
+    """Give all files the rights that new files have here: some libraries write private ones."""
+    usual = os.umask(0)
+    os.umask(usual)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~usual)
 
 
 def _example(model: Model, *, batch: int) -> Tensor:

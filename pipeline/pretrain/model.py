@@ -81,6 +81,8 @@ class Model(BaseModel):
     """... and divides by."""
     fill: float | None
     """Stored where nothing was seen; None: NaN."""
+    terms: dict[str, str] = {}
+    """By product it learned from: terms of its data, and what is to be said beside them."""
     others: dict[str, Input] = {}
     """The other products that it learned from, each with its own standardisation."""
     origin: Origin | None = None

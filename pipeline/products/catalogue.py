@@ -381,6 +381,11 @@ class Product(_Strict):
     """Labels only: the code that means unlabelled."""
     sources: tuple[str, ...] = Field(min_length=1)
     """Where the numbers come from."""
+    terms: str = ""
+    """Terms under which its data may be used, and where they are; empty: not known here. Those of
+    the owner hold, whatever stands here."""
+    attribution: str = ""
+    """What is to be said beside what is made of them. Words are the terms' where they give any."""
 
     @model_validator(mode="after")
     def _sound(self) -> Product:
@@ -479,6 +484,12 @@ class Product(_Strict):
         names = [band.name for band in self.bands]
         known = ", ".join(names) if len(names) <= 20 else f"{names[0]}, {names[1]} ... {names[-1]}"
         raise RecipeError(f"product {self.id} has no band {name!r}; it has: {known}.")
+
+    @property
+    def conditions(self) -> str:
+        """Return terms and attribution as one paragraph; says so where no terms are known."""
+        said = f" Say: {self.attribution}." if self.attribution else ""
+        return f"{self.terms or 'terms not known here'}.{said}"
 
     @cached_property
     def by_name(self) -> dict[str, Band]:

@@ -21,7 +21,15 @@ from pipeline.recipe.fields import ProductWish, Recipe, Scenes
 
 #: What a product file says besides what its pixels are. Who serves them where may change: a plan
 #: holds the addresses that were found.
-_NOT_PIXELS = {"title", "sources", "colours", "providers", "bands_csv"}
+_NOT_PIXELS = {
+    "title",
+    "sources",
+    "colours",
+    "providers",
+    "bands_csv",
+    "terms",
+    "attribution",
+}
 
 
 class LoadedRecipe:

@@ -182,6 +182,7 @@ def describe_product(reference: str) -> str:
     further = {word: None for own in facts.providers.values() for word in own.facts}
     if further:
         lines += ["", f"facts, for `require`: {', '.join(further)}"]
+    lines += ["", f"terms: {facts.conditions}"]
     lines += ["", "sources:", *(f"  {source}" for source in facts.sources)]
     return "\n".join(lines)
 

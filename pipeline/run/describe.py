@@ -155,6 +155,7 @@ def describe(
         product=product,
         **dict(own),
         others={other: input_of(dataset, other) for other in others},
+        terms={one: loaded.products[one].conditions for one in products},
         origin=None if released is None else _origin(settings, released),
         shape=shape,
         settings=settings,

@@ -118,6 +118,7 @@ def run_publish(loaded: LoadedRecipe, store: ObjectStore) -> PublishReport:
         shards=tuple(gathered.shards),
         files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         recipe={**loaded.dump(), "folder": "."},
+        terms={product: facts.conditions for product, facts in loaded.products.items()},
     )
     number, new = _write(store, version, files)
     return PublishReport(
@@ -285,5 +286,5 @@ def _write(store: ObjectStore, version: Version, files: dict[str, bytes]) -> tup
 
 def _content(version: Version) -> dict[str, Any]:
     """Return what makes two versions the same: not their number, nor how they were asked for."""
-    values = version.to_json()
-    return {key: value for key, value in values.items() if key not in ("number", "recipe")}
+    without = ("number", "recipe", "terms")
+    return {key: value for key, value in version.to_json().items() if key not in without}

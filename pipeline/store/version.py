@@ -7,7 +7,7 @@ reader needs to find every chunk, so that opening a version costs two requests, 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -86,6 +86,8 @@ class Version:
     """Name below `versions/<number>/` to sha256 (hex)."""
     recipe: dict[str, Any]
     """`LoadedRecipe.dump`, without the folder it was read from."""
+    terms: dict[str, str] = field(default_factory=dict)
+    """By product: terms of its data, and what is to be said beside what is made of them."""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""

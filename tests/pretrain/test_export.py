@@ -87,6 +87,27 @@ def test_a_stem_of_our_own_is_not_passed_off_as_timms(shape, tmp_path):
     assert "load_folder" in (tmp_path / "out/README.md").read_text()
 
 
+@pytest.mark.parametrize(("shape", "fill"), [(PLAIN, -32768), (OWN_STEM, -32768), (SPECTRAL, None)])
+def test_the_card_s_own_lines_give_features_of_stored_patches(shape, fill, tmp_path, monkeypatch):
+    model, encoder = describe(shape, fill), encoder_of(shape)
+    export(model, encoder, tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "out")
+    lines = Path("README.md").read_text().split("```python\n")[1].split("```")[0]
+    space = {}
+    exec(lines, space)
+    stored = torch.zeros(1, shape.bands, shape.image_px, shape.image_px)
+    with torch.inference_mode():
+        wanted = StoredToFeatures(model, encoder).eval()(stored)
+    torch.testing.assert_close(space["features"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_exported_files_have_the_rights_of_any_new_file(tmp_path):
+    (tmp_path / "any").touch()
+    export(describe(PLAIN), encoder_of(PLAIN), tmp_path / "out")
+    rights = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert rights == {(tmp_path / "any").stat().st_mode}
+
+
 @pytest.mark.parametrize(("shape", "fill"), [(OWN_STEM, -32768), (SPECTRAL, None)])
 @torch.inference_mode()
 def test_onnx_gives_the_features_of_stored_pixels(shape, fill, tmp_path):

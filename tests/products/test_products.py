@@ -64,6 +64,15 @@ def test_every_band_and_layer_has_a_file_at_every_known_provider(name: str, prov
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
+def test_every_product_says_under_which_terms_its_data_are(name: str) -> None:
+    product = load_product(name)
+    assert product.terms
+    assert product.attribution or name.startswith("simulated")
+    assert product.terms in product.conditions
+    assert product.attribution in product.conditions
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
 def test_bands_ascend_in_wavelength_and_names_are_unique(name: str) -> None:
     bands = load_product(name).bands
     centres = [band.wavelength_nm for band in bands if band.wavelength_nm is not None]
