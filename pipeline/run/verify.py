@@ -24,6 +24,12 @@ from pipeline.task.whole_files import WholeFile, whole_files
 
 #: Bytes of an object that are read and hashed at once.
 _PIECE_BYTES = 16 * 2**20
+#: Contradictions that a message names.
+_MOST_NAMED = 10
+_LOST = (
+    " What was committed is never written again: bring it back from a copy, or build the data set "
+    "again in a new root."
+)
 
 
 @dataclass(slots=True)
@@ -73,7 +79,7 @@ def run_verify(
     RecipeError
         The root is another recipe's, or nothing is committed yet.
     IntegrityError
-        Something is not as it was committed; the message names every object or patch.
+        Something is not as it was committed; the message names objects and patches.
     """
     layout.must_be_claimed(store, loaded)
     report, wrong = VerifyReport(), []
@@ -87,14 +93,12 @@ def run_verify(
             wrong.append(f"{layout.commit(shard, revision)} belongs to another recipe")
         report.shards += 1
     wrong += _check_versions(store, revisions, report)
-    if wrong:
-        raise IntegrityError(f"{store.url}: " + "; ".join(wrong) + ".")
+    _refuse(store, wrong, _LOST)
     for plan in plan_numbers(store):
         planned_shards(store, plan)
     for shard, revision in revisions.items():
         wrong += contradictions(store, read_commit(store, shard, revision))
-    if wrong:
-        raise IntegrityError(f"{store.url}: " + "; ".join(wrong) + ".")
+    _refuse(store, wrong)
     report.planned = tally(store).planned
     report.dataset_digest = dataset_digest(store, revisions)
     run = new_run()
@@ -102,29 +106,45 @@ def run_verify(
         for found in compare(store, shard, revisions[shard], drawn, run=run):
             wrong += _judge(found, shard, report)
     wrong += _check_files(store, revisions, files, seed, report)
-    if wrong:
-        raise IntegrityError(f"{store.url}: " + "; ".join(wrong) + ".")
+    _refuse(store, wrong)
     return report
 
 
 def _hash_all(store: ObjectStore, commit: Commit, report: VerifyReport) -> list[str]:
     """Compare every object of a shard revision with its commit; return what is wrong."""
-    wrong = []
+    found: dict[str, list[str]] = {}
     for name, (digest, size) in commit.objects.items():
         key = f"{commit.folder}/{name}"
         report.objects += 1
         report.bytes += size
         try:
-            found = store.size(key)
-            if found != size:
-                wrong.append(f"{key} has {found} bytes instead of {size}")
-            elif _sha256(store, key, size) != digest:
-                wrong.append(f"{key} has changed since it was committed")
+            there = store.size(key)
         except KeyError:
-            wrong.append(f"{key} is gone")
-    strays = set(store.list(commit.folder)) - {f"{commit.folder}/{name}" for name in commit.objects}
-    wrong += [f"{key} is in no commit" for key in sorted(strays)]
-    return wrong
+            found.setdefault("gone", []).append(name)
+            continue
+        if there != size:
+            found.setdefault("of another length", []).append(name)
+        elif _sha256(store, key, size) != digest:
+            found.setdefault("changed since it was committed", []).append(name)
+    known = {f"{commit.folder}/{name}" for name in commit.objects}
+    strays = sorted(set(store.list(commit.folder)) - known)
+    if strays:
+        found["in no commit"] = [key.removeprefix(f"{commit.folder}/") for key in strays]
+    return [
+        f"{commit.folder}/{names[0]} is {what}{_and_more(names)}" for what, names in found.items()
+    ]
+
+
+def _and_more(names: list[str]) -> str:
+    return f", as are {len(names) - 1} more of that shard" if len(names) > 1 else ""
+
+
+def _refuse(store: ObjectStore, wrong: list[str], cure: str = "") -> None:
+    """Raise `IntegrityError` if anything is wrong; of very much the first."""
+    if not wrong:
+        return
+    more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
+    raise IntegrityError(f"{store.url}: {'; '.join(wrong[:_MOST_NAMED])}{more}.{cure}")
 
 
 def _check_versions(

@@ -49,7 +49,7 @@ def test_a_flipped_bit_is_found(extracted: Any) -> None:
     data = bytearray(extracted.store.get(key))
     data[100] ^= 1
     extracted.store.put(key, bytes(data))
-    with pytest.raises(IntegrityError, match="has changed since it was committed"):
+    with pytest.raises(IntegrityError, match="is changed since it was committed"):
         run_verify(extracted.loaded, extracted.store, share=0)
 
 
@@ -59,6 +59,19 @@ def test_missing_and_stray_objects_are_found(extracted: Any) -> None:
     extracted.store.put(f"{layout.shard_folder(SHARD, 1)}/image/stray", b"")
     with pytest.raises(IntegrityError, match=r"is gone.*is in no commit"):
         run_verify(extracted.loaded, extracted.store, share=0)
+
+
+def test_a_lost_folder_is_one_line_a_shard_with_a_cure(extracted: Any) -> None:
+    keys = [k for k in extracted.objects() if k.startswith(layout.shard_folder(SHARD, 1) + "/")]
+    lost = [key for key in keys if not key.endswith(".outcome")]
+    for key in lost:
+        extracted.store.delete(key)
+    with pytest.raises(IntegrityError) as failed:
+        run_verify(extracted.loaded, extracted.store, share=0)
+    said = str(failed.value)
+    assert f"is gone, as are {len(lost) - 1} more of that shard" in said
+    assert said.count("is gone") == 1
+    assert said.endswith("bring it back from a copy, or build the data set again in a new root.")
 
 
 def test_a_source_that_is_another_file_now_is_no_contradiction(extracted: Any) -> None:

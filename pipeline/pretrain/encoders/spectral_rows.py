@@ -114,6 +114,12 @@ def _norm_relu_conv(
         norm.num_batches_tracked.add_(1)
     weight = conv.weight.flatten(2).unsqueeze(2).to(values.dtype)
     bias = conv.bias.to(values.dtype)
+    stride, padding = conv.stride[0], conv.padding[0]
+    width, kernel = places or values.shape[3], weight.shape[3]
+    if width + 2 * padding - kernel < stride:
+        # One place is left: what of the kernel lies on padding adds nothing. oneDNN 3 (torch 2.15,
+        # bfloat16 on a CPU with AMX) multiplies it with whatever lies in memory, which may be NaN.
+        weight, padding = weight[..., padding : padding + width], 0
     result: Tensor = _NormReluConv.apply(
         values,
         toeplitz,
@@ -123,8 +129,8 @@ def _norm_relu_conv(
         weight,
         bias,
         norm,
-        conv.stride[0],
-        conv.padding[0],
+        stride,
+        padding,
         places,
     )
     return result

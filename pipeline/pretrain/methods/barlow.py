@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.pretrain.methods.heads import mlp
-from pipeline.pretrain.methods.method import Learned, Method, View, feature_of
+from pipeline.pretrain.methods.method import Learned, Method, View, feature_of, full
 from pipeline.pretrain.ranks import sum_over_ranks
 
 #: Added to a variance before the root: batch normalisation's, which the paper's code normalises by.
@@ -116,6 +116,6 @@ class BarlowTwins(Method):
         features = [feature_of(self.encoder, view) for view in views]
         projected = [self.projector(part) for part in features]
         with torch.autocast(projected[0].device.type, enabled=False):
-            first, second = (part.float() for part in projected)
+            first, second = (full(part) for part in projected)
             loss = barlow_loss(first, second, self.off_diagonal, seen)
         return Learned(loss, features[0].detach().float(), first.detach())

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from pipeline.pretrain.draws import draw_seed, own_uniform
 from pipeline.pretrain.methods.mae import patchify
-from pipeline.pretrain.methods.method import Learned, Method, View, drop_paths, follow
+from pipeline.pretrain.methods.method import Learned, Method, View, drop_paths, follow, full
 from pipeline.pretrain.ranks import sum_over_ranks
 from pipeline.pretrain.sending import send
 
@@ -191,7 +191,7 @@ class Data2Vec(Method):
         target = self.targets(view.image)
         some = patchify(view.valid, int(self.encoder.patch_embed.patch_size[0])).any(dim=-1)
         with torch.autocast(predicted.device.type, enabled=False):
-            loss = regression_loss(predicted.float(), target, hidden & some)
+            loss = regression_loss(full(predicted), target, hidden & some)
         features = seen.detach().float().mean(dim=1)
         measures = {"target_deviation": target.std(dim=(0, 1)).mean()}
         return Learned(loss, features, target.mean(dim=1), measures)
@@ -216,6 +216,6 @@ class Data2Vec(Method):
         outputs = []
         for block in vit.blocks:
             tokens = block(tokens)
-            outputs.append(F.layer_norm(tokens.float(), tokens.shape[-1:]))
+            outputs.append(F.layer_norm(full(tokens), tokens.shape[-1:]))
         upper = outputs[len(outputs) // 2 :]
         return F.layer_norm(torch.stack(upper).mean(dim=0), tokens.shape[-1:])

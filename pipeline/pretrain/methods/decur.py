@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pipeline.pretrain.methods.barlow import barlow_loss, cross_correlation
 from pipeline.pretrain.methods.heads import mlp
-from pipeline.pretrain.methods.method import Learned, Method, View
+from pipeline.pretrain.methods.method import Learned, Method, View, full
 
 
 class Terms(NamedTuple):
@@ -128,7 +128,7 @@ class DeCUR(Method):
         first = [self.projector(part) for part in features]
         second = [self.second_projector(self.second_encoder(view.image)) for view in views[2:]]
         with torch.autocast(features[0].device.type, enabled=False):
-            first, second = ([part.float() for part in parts] for parts in (first, second))
+            first, second = ([full(part) for part in parts] for parts in (first, second))
             terms = decur_loss(first, second, self.common, self.off_diagonal)
             loss = torch.stack(terms).sum()
             measures = self._measures(first[0].detach(), second[0].detach())

@@ -29,6 +29,7 @@ from pipeline.pretrain.methods.method import (
     entropy,
     features_of,
     follow,
+    full,
 )
 from pipeline.pretrain.ranks import sum_over_ranks
 from pipeline.pretrain.schedule import cosine
@@ -133,7 +134,7 @@ class Head(nn.Module):
 
     def vectors(self, features: Tensor) -> Tensor:
         """Return the unit vectors of features in the bottleneck, float32."""
-        return F.normalize(self.layers(features).float(), dim=1)
+        return F.normalize(full(self.layers(features)), dim=1)
 
     def compare(self, vectors: Tensor) -> Tensor:
         """Return the cosines of unit vectors with the prototypes."""

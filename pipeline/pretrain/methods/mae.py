@@ -17,7 +17,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from pipeline.pretrain.draws import draw_seed, own_uniform
-from pipeline.pretrain.methods.method import Learned, Method, View
+from pipeline.pretrain.methods.method import Learned, Method, View, full
 from pipeline.pretrain.ranks import sum_over_ranks
 from pipeline.pretrain.sending import send
 
@@ -169,7 +169,7 @@ class MAE(Method):
         target = take(patchify(view.image, self.patch_px), chosen.hidden)
         valid = take(patchify(view.valid, self.patch_px), chosen.hidden)
         with torch.autocast(predicted.device.type, enabled=False):
-            loss = reconstruction_loss(predicted.float(), target.float(), valid)
+            loss = reconstruction_loss(full(predicted), full(target), valid)
         return Learned(loss, seen.detach().float().mean(dim=1))
 
     def encode(self, image: Tensor, kept: Tensor) -> Tensor:

@@ -137,6 +137,11 @@ def follow(leader: nn.Module, follower: nn.Module, momentum: float) -> None:
         torch._foreach_lerp_(followers, leaders, 1 - momentum)
 
 
+def full(values: Tensor) -> Tensor:
+    """Return values in float32, or in float64 if they are: no loss is computed in halves."""
+    return values.float() if values.dtype.itemsize < 4 else values
+
+
 def features_of(encoder: nn.Module, views: Sequence[View]) -> Iterator[Tensor]:
     """Yield features of neighbouring views that are alike: of one size, and of one product.
 

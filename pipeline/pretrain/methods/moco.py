@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.pretrain.methods.method import Learned, Remembering, View, feature_of, follow
+from pipeline.pretrain.methods.method import Learned, Remembering, View, feature_of, follow, full
 from pipeline.pretrain.ranks import gather_rows
 
 #: Width of the embedding that is compared (He et al. 2020, section 3.3).
@@ -118,8 +118,8 @@ class MoCo(Remembering):
         with torch.no_grad():
             key = self.key_head(self._key_features(second, generator))
         with torch.autocast(query.device.type, enabled=False):
-            query = F.normalize(query.float(), dim=1)
-            key = F.normalize(key.float(), dim=1)
+            query = F.normalize(full(query), dim=1)
+            key = F.normalize(full(key), dim=1)
             # A copy: the queue is changed below, and the backward pass still needs the old one.
             number = self.number_of(second)
             loss = info_nce(query, key, self.queue[number].clone(), self.temperature)

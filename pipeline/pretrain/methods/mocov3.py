@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.pretrain.methods.heads import mlp
-from pipeline.pretrain.methods.method import Learned, Method, View, feature_of, follow
+from pipeline.pretrain.methods.method import Learned, Method, View, feature_of, follow, full
 from pipeline.pretrain.ranks import gather_rows, rank
 from pipeline.pretrain.schedule import cosine
 
@@ -103,7 +103,7 @@ class MoCoV3(Method):
             keys = [self.key_projector(feature_of(self.key_encoder, view)) for view in views]
         with torch.autocast(features[0].device.type, enabled=False):
             queries, keys = (
-                [F.normalize(part.float(), dim=1) for part in parts] for parts in (queries, keys)
+                [F.normalize(full(part), dim=1) for part in parts] for parts in (queries, keys)
             )
             loss = info_nce_in_batch(queries[0], keys[1], self.temperature)
             loss = loss + info_nce_in_batch(queries[1], keys[0], self.temperature)

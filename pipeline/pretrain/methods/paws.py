@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.pretrain.methods.heads import mlp
-from pipeline.pretrain.methods.method import Learned, Method, View, entropy, features_of
+from pipeline.pretrain.methods.method import Learned, Method, View, entropy, features_of, full
 from pipeline.pretrain.ranks import gather_rows, sum_over_ranks
 
 #: Width of the embedding (the hyperspectral paper's code).
@@ -142,12 +142,13 @@ class PAWS(Method):
         features = [*features_of(self.encoder, order)]
         projected = self.projector(torch.cat(features))
         with torch.autocast(projected.device.type, enabled=False):
-            unit = torch.split(F.normalize(projected.float(), dim=1), [len(v.image) for v in order])
+            unit = torch.split(F.normalize(full(projected), dim=1), [len(v.image) for v in order])
             voters = torch.cat(unit[len(large) : len(large) + len(support)])
             votes = smooth(
                 torch.cat([view.label for view in support if view.label is not None]), self.classes
             )
             crops = [*unit[: len(large)], *unit[len(large) + len(support) :]]
+            votes = votes.to(voters)
             said = [predict(part, voters, votes, self.temperature) for part in crops]
             loss = paws_loss(*said)
             sharp = sharpen(said[0].detach())

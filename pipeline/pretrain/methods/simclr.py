@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.pretrain.methods.heads import mlp
-from pipeline.pretrain.methods.method import Learned, Method, View, features_of
+from pipeline.pretrain.methods.method import Learned, Method, View, features_of, full
 from pipeline.pretrain.ranks import gather_rows, rank
 
 #: Width of the embedding that is compared (section 4.2).
@@ -78,6 +78,6 @@ class SimCLR(Method):
         features = torch.cat([*features_of(self.encoder, views)])
         embedded = self.head(features)
         with torch.autocast(features.device.type, enabled=False):
-            first, second = F.normalize(embedded.float(), dim=1).chunk(2)
+            first, second = F.normalize(full(embedded), dim=1).chunk(2)
             loss = nt_xent(first, second, self.temperature)
         return Learned(loss, features.chunk(2)[0].detach().float(), first.detach())

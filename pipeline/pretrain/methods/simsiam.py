@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.pretrain.methods.heads import mlp
-from pipeline.pretrain.methods.method import Learned, Method, View, feature_of
+from pipeline.pretrain.methods.method import Learned, Method, View, feature_of, full
 
 #: A predictor is this many times narrower inside than outside (2048 and 512 in the paper).
 BOTTLENECK = 4
@@ -68,7 +68,7 @@ class SimSiam(Method):
         predicted = [self.predictor(part) for part in projected]
         with torch.autocast(features[0].device.type, enabled=False):
             predicted, projected = (
-                [part.float() for part in parts] for parts in (predicted, projected)
+                [full(part) for part in parts] for parts in (predicted, projected)
             )
             loss = simsiam_loss(predicted, projected)
         return Learned(loss, features[0].detach().float(), projected[0].detach())

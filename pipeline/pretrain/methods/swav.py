@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.pretrain.methods.heads import mlp
-from pipeline.pretrain.methods.method import Learned, Remembering, View, entropy, features_of
+from pipeline.pretrain.methods.method import Learned, Remembering, View, entropy, features_of, full
 from pipeline.pretrain.ranks import gather_rows, own_rows
 
 #: Width of the unit vectors that are compared with prototypes (appendix A).
@@ -170,7 +170,7 @@ class SwAV(Remembering):
         features = [*features_of(self.encoder, views)]
         embedded = self.head(torch.cat(features))
         with torch.autocast(embedded.device.type, enabled=False):
-            unit = F.normalize(embedded.float(), dim=1).chunk(len(views))
+            unit = F.normalize(full(embedded), dim=1).chunk(len(views))
             scores = [part @ self.prototypes.T for part in unit]
             assigned = [self._assign(part, crop) for crop, part in enumerate(scores[:GLOBAL_CROPS])]
             loss = swapped_loss(scores, assigned, self.temperature)
