@@ -6,17 +6,22 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pyarrow.compute as pc
+
 from pipeline.errors import MissingObject
 from pipeline.ports import ObjectStore
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Location, Scene
 from pipeline.stages.sample.complete import Standing, standing, to_complete
 from pipeline.store import layout
-from pipeline.store.commit import newest
+from pipeline.store.commit import newest, read_ledgers
 from pipeline.store.ledger import plan_numbers, states, tally
 from pipeline.store.tables import read_all
 from pipeline.store.version import numbers
 from pipeline.watch.tell import Line, align
+
+#: Characters of an example.
+_LONGEST = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,8 @@ class Status:
     """By reason."""
     failed: Counter[str]
     """By failure class."""
+    examples: dict[str, str]
+    """By failure class: what one patch of it met."""
     pending: int
     versions: int
     """Published."""
@@ -76,10 +83,25 @@ class Status:
             yield Line(label, f"{count:,}", "  ".join(filter(None, notes)), depth=1)
             for reason, number in sorted(parts.items()):
                 yield Line(reason, f"{number:,}", _share(number, self.patches), depth=2)
+        for name, detail in sorted(self.examples.items()):
+            yield Line(f"one {name}", " ".join(detail.split())[:_LONGEST])
 
 
 def _share(count: int, whole: int) -> str:
     return f"{100 * count / whole:5.1f} %" if count else ""
+
+
+def _examples(store: ObjectStore, revisions: dict[str, int], wanted: set[str]) -> dict[str, str]:
+    """Return what one patch of each failure class met; reads no further than it must."""
+    found: dict[str, str] = {}
+    columns = ["state", "reason", "detail"]
+    for _, ledger in read_ledgers(store, revisions, columns) if wanted else ():
+        failed = ledger.filter(pc.equal(ledger["state"], "failed"))
+        for reason, detail in zip(*(failed[name].to_pylist() for name in columns[1:]), strict=True):
+            found.setdefault(reason, detail)
+        if found.keys() >= wanted:
+            break
+    return found
 
 
 def run_status(loaded: LoadedRecipe, store: ObjectStore) -> Status:
@@ -112,6 +134,7 @@ def run_status(loaded: LoadedRecipe, store: ObjectStore) -> Status:
         written=counts.written,
         rejected=counts.rejected,
         failed=counts.failed,
+        examples=_examples(store, committed, set(counts.failed)),
         pending=counts.pending,
         versions=len(numbers(store)),
     )

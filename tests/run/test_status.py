@@ -64,6 +64,8 @@ def test_planned_is_written_and_rejected_and_failed_and_pending(rig: Any) -> Non
     assert (status.written, status.rejected, status.failed) == (3, {"no-candidate": 1}, {"gone": 1})
     assert status.pending == 1
     assert status.patches == 6
+    (shown,) = [line for line in str(status).splitlines() if line.startswith("one gone")]
+    assert str(rig.file("image/d2/t1", "fine")) in shown
 
 
 def test_a_plan_that_was_deleted_is_missed(rig: Any) -> None:
