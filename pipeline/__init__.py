@@ -39,7 +39,7 @@ writing in `sources` and `store`, and the order of things in `run`. So::
     an array of a shard         store/shard.py
     a pretraining method        pretrain/methods/<name>.py, chosen in pretrain/choice.py
     a probe, a baseline         evaluate/
-    a command                   its words in cli.py, its work in run/<command>.py
+    a command                   its words in cli/, its work in run/<command>.py
 
 To follow a command, read `run/<command>.py` (what is read and written, in order), then the room
 of that name in `stages` (what is decided, and why); what a worker does begins in `task/shard.py`.

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
+from pipeline.cli.options import make_engine
 from pipeline.errors import FINAL, PASSING
 from pipeline.recipe import load_recipe
 from pipeline.run.plan import PlanReport
@@ -240,7 +241,7 @@ def test_a_scheduler_that_does_not_answer_may_do_so_later(recipe, tmp_path, caps
     monkeypatch.setattr("pipeline.engine.dask.CONNECT_S", 0.2)
 
     def connect(*_: object, **__: object) -> None:
-        with cli._engine(None, "tcp://127.0.0.1:1", False, Progress(live=False)):
+        with make_engine(None, "tcp://127.0.0.1:1", False, Progress(live=False)):
             raise AssertionError("nobody listens there")
 
     monkeypatch.setattr("pipeline.run.extract.run_extract", connect)
@@ -283,7 +284,7 @@ def test_a_failure_class_that_does_not_exist_is_refused_before_any_work(recipe, 
 
 def test_every_failure_class_of_the_ledger_is_listed():
     """A class that is raised where files are read can be asked for by name."""
-    folder = Path(cli.__file__).parent
+    folder = Path(cli.__file__).parent.parent
     files = [p for room in ("sources", "raster", "task") for p in (folder / room).glob("*.py")]
     found = {name for p in files for name in re.findall(r'failure="([a-z-]+)"', p.read_text())}
     assert "gone" in found
