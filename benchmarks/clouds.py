@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.products.catalogue import LEGEND, load_product
+from pipeline.products.catalogue import load_product
+from pipeline.products.model import LEGEND
 from pipeline.raster.blocks import open_asset
 from pipeline.raster.lattice import Window
 from pipeline.raster.masks import FILL, decode, fractions

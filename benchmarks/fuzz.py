@@ -40,7 +40,8 @@ import numpy as np
 
 from pipeline.errors import GiveUp, TryAgain
 from pipeline.ports import Stat
-from pipeline.products.catalogue import Product, load_product, product_ids
+from pipeline.products.catalogue import load_product, product_ids
+from pipeline.products.model import Product
 from pipeline.raster.blocks import open_asset
 from pipeline.raster.windows import Window
 from pipeline.records import Scene, Unusable

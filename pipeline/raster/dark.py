@@ -5,7 +5,7 @@ some hundredths: close to 0 in the short-wave infrared, and in blue light close 
 and close to what clear air scatters at the top of the atmosphere. An offset of 0.1 in the numbers
 is a step that no other property of a scene hides. A scene of bright desert or closed cloud has no
 dark object, and then nothing is said. Where dark objects lie is a fact of each product
-(`pipeline.products.catalogue.DarkObject`).
+(`pipeline.products.model.DarkObject`).
 
 Chavez 1988, doi 10.1016/0034-4257(88)90019-3, has the method, for the haze of a scene.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.products.catalogue import Product
+from pipeline.products.model import Product
 
 #: Share of the pixels that are darker than what counts as the dark object.
 _DARKEST_PERCENT = 0.1

@@ -19,8 +19,8 @@ import shapely
 from numpy.typing import ArrayLike
 
 from pipeline.errors import RecipeError
-from pipeline.products.catalogue import Lattice
 from pipeline.products.catalogue import lattice as named_lattice
+from pipeline.products.model import Lattice
 from pipeline.raster.windows import Window, window_of
 from pipeline.raster.zones import (
     CENTRAL_EASTING_M,

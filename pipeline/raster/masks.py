@@ -1,6 +1,6 @@
 """Quality layers as delivered, in the words of the common legend.
 
-The legend is `pipeline.products.catalogue.LEGEND`; which delivered value means what, and which
+The legend is `pipeline.products.model.LEGEND`; which delivered value means what, and which
 wins where several apply, is said by each product's file.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import GiveUp
-from pipeline.products.catalogue import LEGEND, MaskLayer, MaskRule, Product
+from pipeline.products.model import LEGEND, MaskLayer, MaskRule, Product
 
 #: Fill in the common legend.
 FILL = LEGEND["fill"]

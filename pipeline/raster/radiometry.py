@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import GiveUp
-from pipeline.products.catalogue import FILL_INT16, Product
+from pipeline.products.model import FILL_INT16, Product
 
 #: Smallest and largest value that each stored type may hold as data. int16 keeps its least value
 #: for fill; the unsigned types have no value to spare, so their fill is told from the mask.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.products.catalogue import Band, Response
+from pipeline.products.model import Band, Response
 
 #: Least share of a band's response that the spectrometer's bands must see.
 MIN_COVERED = 0.9

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.products.catalogue import LEGEND, Product
+from pipeline.products.model import LEGEND, Product
 from pipeline.raster.radiometry import harmonise
 
 Reflectance = NDArray[np.float32]

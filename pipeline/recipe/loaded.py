@@ -15,8 +15,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import RecipeError
-from pipeline.products.catalogue import Lattice, Product, lattice, load_product
+from pipeline.products.catalogue import lattice, load_product
 from pipeline.products.explain import explain, meant, toml_trouble
+from pipeline.products.model import Lattice, Product
 from pipeline.recipe.fields import ProductWish, Recipe, Scenes
 
 #: What a product file says besides what its pixels are. Who serves them where may change: a plan

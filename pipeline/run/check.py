@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pipeline.errors import RecipeError
 from pipeline.evaluate.windows import label_edge
-from pipeline.products.catalogue import MaskRule, Product, load_product, product_ids
+from pipeline.products.catalogue import load_product, product_ids
+from pipeline.products.model import MaskRule, Product
 from pipeline.recipe import Evaluate, LoadedRecipe, Points, load_recipe, recipe_names
 from pipeline.sources.providers import Provider, provider_of, providers
 from pipeline.stages.sample.draws import width_deg

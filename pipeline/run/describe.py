@@ -25,7 +25,7 @@ from pipeline.pretrain.encoders.released import Released, read_released
 from pipeline.pretrain.encoders.spectral import LEAST_BANDS
 from pipeline.pretrain.encoders.wavelength import Sensor
 from pipeline.pretrain.model import Input, Model, Origin, Second
-from pipeline.products.catalogue import Product
+from pipeline.products.model import Product
 from pipeline.recipe import Intensity, LoadedRecipe, Pretrain
 from pipeline.store.patches import PatchReader
 from pipeline.store.reader import Dataset

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.products.catalogue import Product
+from pipeline.products.model import Product
 from pipeline.recipe import Recipe
 from pipeline.store.tables import json_schemas
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import GiveUp, RecipeError, TryAgain
 from pipeline.ports import ObjectStore, Query
-from pipeline.products.catalogue import Product
+from pipeline.products.model import Product
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Location, Scene, Unusable
 from pipeline.run.spool import Spool

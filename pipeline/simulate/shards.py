@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from pipeline.errors import RecipeError
 from pipeline.ports import ObjectStore
-from pipeline.products.catalogue import LEGEND, Product, lattice
+from pipeline.products.catalogue import lattice
+from pipeline.products.model import LEGEND, Product
 from pipeline.raster.masks import decode, native_dtype, pack
 from pipeline.raster.statistics import moments
 from pipeline.recipe import LoadedRecipe

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.products.catalogue import BandAsset, Product
+from pipeline.products.model import BandAsset, Product
 from pipeline.raster.lattice import same_zone, window_of
 from pipeline.raster.masks import Fractions
 from pipeline.recipe import LoadedRecipe, ProductWish

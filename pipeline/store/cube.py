@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from pipeline.products.catalogue import LEGEND
+from pipeline.products.model import LEGEND
 from pipeline.store.patches import PatchReader
 from pipeline.store.shard import NO_TIME
 

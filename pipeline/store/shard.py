@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from pipeline.errors import RecipeError
 from pipeline.ports import ObjectStore
-from pipeline.products.catalogue import LEGEND, Product
+from pipeline.products.model import LEGEND, Product
 from pipeline.store.codec import MAX_CHUNK_BYTES, Codec, assemble, encode
 from pipeline.store.metadata import (
     COORDINATE_DIMENSIONS,

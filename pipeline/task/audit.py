@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from pipeline.errors import PASSING
-from pipeline.products.catalogue import Band, Product
+from pipeline.products.model import Band, Product
 from pipeline.raster.dark import contradiction, dark_object, has_offset
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import OffsetAudit, Rejected, Scene

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.errors import GiveUp
-from pipeline.products.catalogue import Product
+from pipeline.products.model import Product
 from pipeline.raster.masks import FILL, Fractions, fractions
 from pipeline.raster.statistics import Moments, moments
 from pipeline.records import OffsetAudit, PlannedPatch, Rejected, Scene

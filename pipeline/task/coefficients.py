@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from pipeline.errors import GiveUp
-from pipeline.products.catalogue import Product
+from pipeline.products.model import Product
 from pipeline.raster.camera import Camera
 from pipeline.raster.enmap import parse_level1
 from pipeline.raster.landsat import conversion, parse_mtl

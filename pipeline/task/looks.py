@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pipeline.ports import PixelGrid
-from pipeline.products.catalogue import MaskLayer
+from pipeline.products.model import MaskLayer
 from pipeline.raster.camera import Camera
 from pipeline.recipe import LoadedRecipe
 from pipeline.records import Scene

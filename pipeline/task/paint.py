@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.products.catalogue import LEGEND, Product
+from pipeline.products.model import LEGEND, Product
 from pipeline.raster.masks import CLEAR, FILL
 from pipeline.raster.radiometry import Convert, Harmonised, harmonise
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import GiveUp
-from pipeline.products.catalogue import LEGEND
+from pipeline.products.model import LEGEND
 from pipeline.raster.masks import FILL, decode, native_dtype, pack
 from pipeline.raster.thresholds import derive
 from pipeline.recipe import LoadedRecipe

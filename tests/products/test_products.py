@@ -13,7 +13,8 @@ import pytest
 import rasterio
 
 from pipeline.errors import RecipeError
-from pipeline.products.catalogue import LEGEND, Product, lattice, load_product, product_ids
+from pipeline.products.catalogue import lattice, load_product, product_ids
+from pipeline.products.model import LEGEND, Product
 from pipeline.raster.masks import decode, pack
 from pipeline.recipe import load_recipe
 from pipeline.records import Scene, Unusable

@@ -11,7 +11,8 @@ import rasterio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.products.catalogue import Product, load_product
+from pipeline.products.catalogue import load_product
+from pipeline.products.model import Product
 from pipeline.raster.dark import contradiction, dark_object, has_offset
 
 SURFACE, TOP = load_product("sentinel-2-l2a"), load_product("sentinel-2-l1c")

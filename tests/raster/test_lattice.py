@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 
 from pipeline.errors import RecipeError
-from pipeline.products.catalogue import Lattice, lattices
+from pipeline.products.catalogue import lattices
+from pipeline.products.model import Lattice
 from pipeline.raster.lattice import (
     Cell,
     Cells,

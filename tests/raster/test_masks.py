@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.errors import GiveUp
-from pipeline.products.catalogue import LEGEND, MaskLayer, MaskRule, Product
+from pipeline.products.model import LEGEND, MaskLayer, MaskRule, Product
 from pipeline.raster.masks import decode, fractions, native_dtype, pack
 
 CODES = sorted(LEGEND.values())

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.errors import GiveUp
-from pipeline.products.catalogue import Band, Product, load_product
+from pipeline.products.catalogue import load_product
+from pipeline.products.model import Band, Product
 from pipeline.raster.radiometry import harmonise, recoded
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.products.catalogue import FILL_INT16, LEGEND, load_product
+from pipeline.products.catalogue import load_product
+from pipeline.products.model import FILL_INT16, LEGEND
 from pipeline.raster.blocks import open_asset
 from pipeline.raster.masks import decode, fractions, native_dtype, pack
 from pipeline.raster.radiometry import harmonise

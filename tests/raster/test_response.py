@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.products.catalogue import Band, Response, load_product
+from pipeline.products.catalogue import load_product
+from pipeline.products.model import Band, Response
 from pipeline.raster.response import described, expected, of_satellite, responses
 
 ENMAP, SENTINEL_2 = load_product("enmap-l2a"), load_product("sentinel-2-l2a")

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.products.catalogue import LEGEND, Product, load_product, product_ids
+from pipeline.products.catalogue import load_product, product_ids
+from pipeline.products.model import LEGEND, Product
 from pipeline.raster.masks import fractions
 from pipeline.raster.thresholds import classify, derive
 

@@ -14,7 +14,7 @@ import rasterio
 from numpy.typing import NDArray
 
 from pipeline.engine.serial import SerialEngine
-from pipeline.products.catalogue import LEGEND
+from pipeline.products.model import LEGEND
 from pipeline.recipe import LoadedRecipe, load_recipe
 from pipeline.records import LedgerRow
 from pipeline.run.everything import run_everything

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.engine.dask import DaskEngine
 from pipeline.errors import IntegrityError, RecipeError, TryAgain
-from pipeline.products.catalogue import FILL_INT16, LEGEND
+from pipeline.products.model import FILL_INT16, LEGEND
 from pipeline.store import layout
 from pipeline.store.commit import claim_folder, read_commit
 from pipeline.store.version import ShardEntry

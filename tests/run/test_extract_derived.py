@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from pipeline.products.catalogue import LEGEND
+from pipeline.products.model import LEGEND
 from pipeline.raster.thresholds import classify
 
 MASK = """

@@ -13,7 +13,7 @@ import pytest
 import shapely
 
 from pipeline.errors import IntegrityError, RecipeError, TryAgain
-from pipeline.products.catalogue import Product
+from pipeline.products.model import Product
 from pipeline.raster.lattice import cells_from_corners
 from pipeline.recipe import LoadedRecipe, Recipe
 from pipeline.records import Asset, LedgerRow, Location, PlannedPatch, Scene

@@ -15,7 +15,8 @@ import rasterio
 import shapely
 
 from pipeline.errors import RecipeError
-from pipeline.products.catalogue import LEGEND, load_product
+from pipeline.products.catalogue import load_product
+from pipeline.products.model import LEGEND
 from pipeline.raster.masks import decode
 from pipeline.raster.zones import northing_from_equator, to_plane
 from pipeline.simulate.archive import make_archive

@@ -19,7 +19,8 @@ import pytest
 import zarr
 
 from pipeline.engine.serial import SerialEngine
-from pipeline.products.catalogue import LEGEND, Product, load_product, product_ids
+from pipeline.products.catalogue import load_product, product_ids
+from pipeline.products.model import LEGEND, Product
 from pipeline.raster.masks import decode
 from pipeline.raster.zones import northing_from_equator
 from pipeline.recipe import LoadedRecipe, Recipe

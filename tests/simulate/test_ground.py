@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from pipeline.products.catalogue import LEGEND, load_product
+from pipeline.products.catalogue import load_product
+from pipeline.products.model import LEGEND
 from pipeline.simulate.truth.clouds import is_fair, shadow_shift, sky, sun
 from pipeline.simulate.truth.ground import codes, legend_codes, pixel_centres, reflectance, view
 from pipeline.simulate.truth.landscape import ARRANGEMENTS, WHOLE, landscape

@@ -14,7 +14,8 @@ import rasterio
 import shapely
 
 from pipeline.ports import PixelGrid, Query
-from pipeline.products.catalogue import Product, load_product, product_ids
+from pipeline.products.catalogue import load_product, product_ids
+from pipeline.products.model import Product
 from pipeline.raster.landsat import conversion, parse_mtl
 from pipeline.records import Scene, Unusable
 from pipeline.simulate.delivery.shelves import STANDS_FOR

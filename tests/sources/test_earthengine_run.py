@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from pipeline.engine.serial import SerialEngine
-from pipeline.products.catalogue import FILL_INT16, LEGEND, load_product
+from pipeline.products.catalogue import load_product
+from pipeline.products.model import FILL_INT16, LEGEND
 from pipeline.recipe import LoadedRecipe, load_recipe
 from pipeline.records import LedgerRow
 from pipeline.run.everything import run_everything

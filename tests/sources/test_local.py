@@ -16,7 +16,8 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from pipeline.errors import RecipeError
-from pipeline.products.catalogue import Product, load_product
+from pipeline.products.catalogue import load_product
+from pipeline.products.model import Product
 from pipeline.records import Scene, Unusable
 from pipeline.sources.local.folders import local_items
 from pipeline.sources.providers import check_href, load_provider

@@ -15,7 +15,8 @@ from pyproj import Transformer
 
 from pipeline.engine.serial import SerialEngine
 from pipeline.errors import GiveUp
-from pipeline.products.catalogue import LEGEND, Product, load_product
+from pipeline.products.catalogue import load_product
+from pipeline.products.model import LEGEND, Product
 from pipeline.raster.camera import Camera
 from pipeline.raster.enmap import parse_level1
 from pipeline.recipe import load_recipe

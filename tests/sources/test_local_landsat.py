@@ -16,7 +16,8 @@ from rasterio.transform import Affine
 
 from pipeline.engine.serial import SerialEngine
 from pipeline.errors import RecipeError
-from pipeline.products.catalogue import LEGEND, load_product
+from pipeline.products.catalogue import load_product
+from pipeline.products.model import LEGEND
 from pipeline.recipe import LoadedRecipe, load_recipe
 from pipeline.records import LedgerRow, Scene, Unusable
 from pipeline.run.everything import run_everything

@@ -17,7 +17,8 @@ from pyproj import Transformer
 from rasterio.control import GroundControlPoint
 
 from pipeline.engine.serial import SerialEngine
-from pipeline.products.catalogue import LEGEND, load_product
+from pipeline.products.catalogue import load_product
+from pipeline.products.model import LEGEND
 from pipeline.recipe import load_recipe
 from pipeline.records import LedgerRow, Scene, Unusable
 from pipeline.run.everything import run_everything

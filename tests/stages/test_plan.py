@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
 
-from pipeline.products.catalogue import Product
+from pipeline.products.model import Product
 from pipeline.recipe import LoadedRecipe, Recipe
 from pipeline.stages.plan.growth import DONE_SCHEMA
 from pipeline.stages.plan.packing import patch_bytes

@@ -11,7 +11,7 @@ import pytest
 import shapely
 
 from pipeline.errors import IntegrityError
-from pipeline.products.catalogue import Product
+from pipeline.products.model import Product
 from pipeline.recipe import LoadedRecipe, Recipe
 from pipeline.stages.plan.plan import plan
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pystac_client import Client
 
-from pipeline.products.catalogue import Product, load_product, product_ids
+from pipeline.products.catalogue import load_product, product_ids
+from pipeline.products.model import Product
 from pipeline.records import Scene, Unusable
 from pipeline.stages.search.normalise import normalise
 

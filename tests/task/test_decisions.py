@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.products.catalogue import BandAsset, MaskLayer, Product, ProviderFacts
+from pipeline.products.model import BandAsset, MaskLayer, Product, ProviderFacts
 from pipeline.raster.masks import Fractions
 from pipeline.recipe import LoadedRecipe, ProductWish, Recipe
 from pipeline.records import PlannedPatch, Rejected, Scene

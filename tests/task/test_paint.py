@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.products.catalogue import LEGEND, Band, Product
+from pipeline.products.model import LEGEND, Band, Product
 from pipeline.task.paint import Exposure, Picture, paint
 
 BANDS, EDGE, NODATA, SATURATED = 3, 4, -999, 999

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.products.catalogue import LEGEND
+from pipeline.products.model import LEGEND
 from pipeline.task.residual import clear_in_both, shared_means
 
 LAND, CLOUD, WATER = LEGEND["land"], LEGEND["cloud"], LEGEND["water"]

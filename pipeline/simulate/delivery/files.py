@@ -22,7 +22,7 @@ import rasterio.shutil
 from rasterio import Affine
 from rasterio.windows import Window
 
-from pipeline.products.catalogue import LEGEND, Band, BandAsset, MaskLayer, Product
+from pipeline.products.model import LEGEND, Band, BandAsset, MaskLayer, Product
 from pipeline.simulate.delivery.orbits import Scene
 from pipeline.simulate.delivery.scenes import defective, image, mtl, quality, seen_by
 from pipeline.simulate.delivery.shelves import File, Shelf, files_of

@@ -20,7 +20,7 @@ from pyproj import Transformer
 from rasterio import Affine
 from rasterio.windows import Window
 
-from pipeline.products.catalogue import Product
+from pipeline.products.model import Product
 from pipeline.raster.zones import to_plane, zones_at
 from pipeline.simulate.delivery.scenes import delivered_dtype
 from pipeline.simulate.delivery.shelves import Shelf

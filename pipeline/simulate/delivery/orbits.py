@@ -19,7 +19,8 @@ import numpy.typing as npt
 import shapely
 
 from pipeline.errors import RecipeError
-from pipeline.products.catalogue import Lattice, lattice, load_product
+from pipeline.products.catalogue import lattice, load_product
+from pipeline.products.model import Lattice
 from pipeline.raster.zones import FALSE_NORTHING_SOUTH_M
 from pipeline.simulate.truth.noise import Place
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import rasterio
 from rasterio.control import GroundControlPoint
 
-from pipeline.products.catalogue import Band
+from pipeline.products.model import Band
 from pipeline.raster.zones import to_sphere
 from pipeline.simulate.delivery.orbits import Scene
 from pipeline.simulate.delivery.shelves import Shelf

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.products.catalogue import FILL_INT16, LEGEND, Band, Product
+from pipeline.products.model import FILL_INT16, LEGEND, Band, Product
 from pipeline.simulate.truth.clouds import sun
 from pipeline.simulate.truth.ground import STEP, View, band_values, codes, kind_of
 from pipeline.simulate.truth.landscape import WHOLE

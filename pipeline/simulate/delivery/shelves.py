@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.errors import RecipeError
-from pipeline.products.catalogue import Band, MaskLayer, Product, ProviderFacts, load_product
+from pipeline.products.catalogue import load_product
+from pipeline.products.model import Band, MaskLayer, Product, ProviderFacts
 from pipeline.simulate.delivery.orbits import Scene
 from pipeline.simulate.delivery.scenes import delivered_dtype, layer_dtype, offset_of
 

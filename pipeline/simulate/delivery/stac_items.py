@@ -17,7 +17,7 @@ from typing import Any
 
 import shapely
 
-from pipeline.products.catalogue import Band
+from pipeline.products.model import Band
 from pipeline.raster.zones import to_sphere
 from pipeline.simulate.delivery.orbits import Scene
 from pipeline.simulate.delivery.scenes import offset_of, sun_of

@@ -17,7 +17,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.products.catalogue import LEGEND, Band, Product, lattice
+from pipeline.products.catalogue import lattice
+from pipeline.products.model import LEGEND, Band, Product
 from pipeline.simulate.truth.clouds import OPAQUE, Sky, sky, weather_hour
 from pipeline.simulate.truth.landscape import COVERS, WHOLE, Landscape, covers, landscape
 from pipeline.simulate.truth.noise import Integers, Place, hash64

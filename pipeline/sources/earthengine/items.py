@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import GiveUp
 from pipeline.ports import Query
-from pipeline.products.catalogue import Product, ProviderFacts
+from pipeline.products.model import Product, ProviderFacts
 from pipeline.sources.earthengine.pixels import address, connect, limits_of
 from pipeline.sources.providers import Provider
 

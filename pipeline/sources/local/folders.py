@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RecipeError
-from pipeline.products.catalogue import Product
+from pipeline.products.model import Product
 from pipeline.sources.local.enmap import enmap_items
 from pipeline.sources.local.geotiff import ON_ANY_GRID, geotiff_items
 from pipeline.sources.local.landsat import landsat_items

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import shapely
 from numpy.typing import NDArray
 
-from pipeline.products.catalogue import Band, BandAsset, MaskLayer, ProviderFacts
+from pipeline.products.model import Band, BandAsset, MaskLayer, ProviderFacts
 from pipeline.raster.masks import native_dtype
 from pipeline.raster.sentinel1 import may_have_border_noise
 from pipeline.raster.zones import FALSE_NORTHING_SOUTH_M, Floats, Ints

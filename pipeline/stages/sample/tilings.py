@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
-from pipeline.products.catalogue import Lattice
+from pipeline.products.model import Lattice
 from pipeline.raster.lattice import Cells, cells_from_corners
 from pipeline.raster.zones import (
     CENTRAL_EASTING_M,

@@ -20,7 +20,8 @@ import shapely
 from numpy.typing import NDArray
 from pyproj import Transformer
 
-from pipeline.products.catalogue import Band, ProviderFacts, fact_value
+from pipeline.products.catalogue import fact_value
+from pipeline.products.model import Band, ProviderFacts
 from pipeline.records import Asset
 
 #: A value that becomes part of an id: no slash, no dot at the start, nothing a file name dislikes.

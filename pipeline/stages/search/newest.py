@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from pipeline.products.catalogue import Product
+from pipeline.products.model import Product
 from pipeline.records import Scene, Unusable
 
 

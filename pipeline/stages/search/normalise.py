@@ -16,7 +16,7 @@ import numpy as np
 import shapely
 
 from pipeline.ports import Query
-from pipeline.products.catalogue import Band, Product, ProviderFacts
+from pipeline.products.model import Band, Product, ProviderFacts
 from pipeline.recipe import Required, admits, told
 from pipeline.records import Asset, Scene, Unusable
 from pipeline.stages.search.item import (

@@ -14,7 +14,7 @@ import shapely
 
 from pipeline.errors import RecipeError
 from pipeline.ports import Query
-from pipeline.products.catalogue import Product, ProviderFacts
+from pipeline.products.model import Product, ProviderFacts
 from pipeline.recipe import Between, LoadedRecipe, Required, Scenes
 from pipeline.stages.search.beside import Box, beside
 from pipeline.stages.slots import is_wanted, slots_of
