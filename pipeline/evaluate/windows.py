@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import RecipeError
+from pipeline.recipe import Evaluate, LoadedRecipe
 
 if TYPE_CHECKING:
     from pipeline.store.patches import PatchReader
@@ -167,6 +168,17 @@ def check_parts(windows: Windows) -> None:
                 "locations or, in a new root, change `split` (smaller `block_km`, other shares): "
                 "a root's split is frozen."
             )
+
+
+def labels_of(loaded: LoadedRecipe, judged: Evaluate) -> str:
+    """Return the label product that windows are judged by; `RecipeError` if there is none such."""
+    labels = [key for key, product in loaded.products.items() if product.kind == "labels"]
+    if judged.labels not in labels:
+        raise RecipeError(
+            f"`evaluate.labels` is {judged.labels!r}, but the label products of recipe "
+            f"{loaded.name} are: {', '.join(labels) or 'none'}."
+        )
+    return judged.labels
 
 
 def label_edge(edge_px: int, size_px: int, label_size_px: int) -> int:

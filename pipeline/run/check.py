@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from pipeline.errors import RecipeError
-from pipeline.evaluate.windows import label_edge
+from pipeline.evaluate.windows import label_edge, labels_of
 from pipeline.products.catalogue import load_product, product_ids
 from pipeline.products.model import MaskRule, Product
 from pipeline.recipe import Evaluate, LoadedRecipe, Points, load_recipe, recipe_names
@@ -97,17 +97,6 @@ def _check_evaluation(loaded: LoadedRecipe, judged: Evaluate, product: str) -> N
         )
     size_px = loaded.size_px(product)
     label_edge(judged.window_px or size_px, size_px, loaded.size_px(labels))
-
-
-def labels_of(loaded: LoadedRecipe, judged: Evaluate) -> str:
-    """Return the label product that windows are judged by; `RecipeError` if there is none such."""
-    labels = [key for key, product in loaded.products.items() if product.kind == "labels"]
-    if judged.labels not in labels:
-        raise RecipeError(
-            f"`evaluate.labels` is {judged.labels!r}, but the label products of recipe "
-            f"{loaded.name} are: {', '.join(labels) or 'none'}."
-        )
-    return judged.labels
 
 
 def resolved(loaded: LoadedRecipe) -> str:

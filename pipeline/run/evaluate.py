@@ -26,12 +26,11 @@ from pipeline.evaluate.report import (
     markdown,
 )
 from pipeline.evaluate.scores import MODEL
-from pipeline.evaluate.windows import PARTS, Windows, check_parts
+from pipeline.evaluate.windows import PARTS, Windows, check_parts, labels_of
 from pipeline.ports import ObjectStore
 from pipeline.pretrain import checkpoint
 from pipeline.pretrain.train import choose_device
 from pipeline.recipe import Evaluate, LoadedRecipe
-from pipeline.run.check import labels_of
 from pipeline.run.describe import model_name
 from pipeline.run.few_labels import classify_with_few
 from pipeline.run.labelled import windows_of
