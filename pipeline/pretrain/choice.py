@@ -105,24 +105,28 @@ def crops_of(
         A small crop does not fit, or no band would be left.
     """
     crops = _cuts_of(settings, shape, patches, second)
-    intensity = settings.intensity
-    if not intensity.changes:
+    asked = {"": settings.intensity, **settings.intensity_of}
+    if not any(intensity.changes for intensity in asked.values()):
         return crops
     shapes = (shape,) if second is None else (shape, second)
-    sensors = [sensor for one in shapes for sensor in one.sensors]
-    fewest = min([one.bands for one in shapes] + [len(sensor.bands) for sensor in sensors])
-    if intensity.drop_bands >= fewest:
-        raise RecipeError(
-            f"`pretrain.intensity.drop_bands` is {intensity.drop_bands}, but a product has "
-            f"{fewest} bands; at most {fewest - 1} may be left out."
-        )
+    bands = {sensor.product: len(sensor.bands) for one in shapes for sensor in one.sensors}
+    fewest = min([one.bands for one in shapes] + [*bands.values()])
+    for product, intensity in asked.items():
+        there = bands.get(product, fewest)
+        if intensity.drop_bands >= there:
+            key = f"intensity_of.{product}" if product else "intensity"
+            raise RecipeError(
+                f"`pretrain.{key}.drop_bands` is {intensity.drop_bands}, but a product has {there} "
+                f"bands; at most {there - 1} may be left out."
+            )
     # Only the second view of a pair is solarised, as by DINO and Barlow Twins.
-    plain = intensity.model_copy(update={"solarise": 0.0})
+    plain = {key: one.model_copy(update={"solarise": 0.0}) for key, one in asked.items()}
     seconds = (1, 3) if second is not None else (1,)
-    return tuple(
-        replace(crop, intensity=intensity if number in seconds else plain)
-        for number, crop in enumerate(crops)
-    )
+    changed = []
+    for number, crop in enumerate(crops):
+        own = dict(asked if number in seconds else plain)
+        changed.append(replace(crop, intensity=own.pop(""), intensity_of=own))
+    return tuple(changed)
 
 
 def seed_of(seed: int, use: str, step: int = 0) -> int:

@@ -169,6 +169,8 @@ class Pretrain(Strict):
     data2vec 0."""
     intensity: Intensity = Intensity()
     """What else is changed in a view."""
+    intensity_of: dict[str, Intensity] = Field(default_factory=dict)
+    """By product, in place of `intensity`: decibels and reflectance want other changes."""
     patch_px: int = Field(default=4, ge=1)
     """Token edge of a ViT."""
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
@@ -310,15 +312,23 @@ class Pretrain(Strict):
 
     @model_validator(mode="after")
     def _viewed(self) -> Pretrain:
-        asked = self.intensity.changes or not (self.crop_area is None and self.blur is None)
+        intensities = (self.intensity, *self.intensity_of.values())
+        if self.joint and self.intensity_of:
+            raise ValueError(
+                "`intensity_of` is for images of one product each; with `joint` an image shows "
+                "several, and `intensity` is of all"
+            )
+        cut = self.crop_area is not None or self.blur is not None
+        asked = cut or any(one.changes for one in intensities)
         if asked and self.method == "barlow_pixels":
             raise ValueError(
                 "`crop_area`, `blur` and `intensity` are not for `barlow_pixels`, which cuts and "
                 "changes its windows in its own way; leave them out"
             )
-        if self.intensity.solarise and self.method in ("mae", "data2vec"):
+        solarised = max(one.solarise for one in intensities)
+        if solarised and self.method in ("mae", "data2vec"):
             raise ValueError(
-                f"`intensity.solarise` is {self.intensity.solarise}, which changes the second view "
+                f"`intensity.solarise` is {solarised}, which changes the second view "
                 f"of a pair, and `{self.method}` has one view; leave it out"
             )
         return self

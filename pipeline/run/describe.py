@@ -71,6 +71,11 @@ def products_of(loaded: LoadedRecipe) -> tuple[str, ...]:
                 f"`pretrain.more_products` names {product!r}; it takes other image products of "
                 f"recipe {loaded.name} than {first}: {', '.join(images)}."
             )
+    if strange := [key for key in settings.intensity_of if key not in everything]:
+        raise RecipeError(
+            f"`pretrain.intensity_of` names {strange[0]!r}, which is not learned from; allowed "
+            f"are: {', '.join(everything)}."
+        )
     mixed = len(everything) > 1 and settings.method != "decur"
     paired = settings.pairs == "products"
     if paired and settings.method not in ("decur", *COMPARING):
@@ -345,4 +350,5 @@ NEWER = {
     "crop_area": None,
     "blur": None,
     "intensity": Intensity().model_dump(mode="json"),
+    "intensity_of": {},
 }

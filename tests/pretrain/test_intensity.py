@@ -198,6 +198,32 @@ def test_all_views_are_changed_and_the_second_alone_is_solarised(method, solaris
     assert found == solarised
 
 
+def test_a_product_may_have_changes_of_its_own():
+    settings = Pretrain(
+        intensity={"brightness": 0.4}, intensity_of={"radar": {}, "camera": {"grey": 1.0}}
+    )
+    for crop in crops_of(settings, EncoderShape("resnet18", 3, 8, 4), patches=2):
+        assert crop.change_of("any").brightness == 0.4
+        assert not crop.change_of("radar").changes
+        assert (crop.change_of("camera").grey, crop.change_of("camera").brightness) == (1.0, 0.0)
+
+
+def test_a_batch_is_changed_as_its_own_product_is():
+    """Views of a camera are grey, those of the other product as they were."""
+    crop = Crop(0, None, Intensity(), {"camera": Intensity(grey=1.0)})
+    for name in ("camera", "other"):
+        normaliser = Normaliser([0.0] * 3, [1.0] * 3, FILL, Quantities("111", 1e-4, 0.0))
+        batch = (stored(0)._replace(product=name),)
+        (view,) = make_views(batch, [crop], {name: normaliser}, generator())
+        alike = torch.allclose(view.image[:, 0], view.image[:, 1])
+        assert alike == (name == "camera")
+
+
+def test_changes_by_product_are_refused_where_an_image_shows_several():
+    with pytest.raises(ValidationError, match="an image shows several"):
+        Pretrain(joint=True, intensity_of={"x": {}})
+
+
 @pytest.mark.parametrize("method", ["moco", "simclr", "mae", "dino", "decur"])
 def test_a_crop_shows_as_much_as_the_recipe_says(method):
     shape = EncoderShape("vit_tiny", 3, 32, 4)

@@ -225,6 +225,11 @@ def test_a_product_that_a_model_has_no_weights_for_is_refused(folder, root):
         ('method = "moco"', "vit_tiny", "cannot take"),
         ('method = "mae"', "wave_vit_tiny", "one product"),
         ('method = "moco"\npairs = "products"', "vit_tiny", "cannot take"),
+        (
+            "intensity_of = { landsat-oli-sr = {} }",
+            "wave_vit_tiny",
+            "'landsat-oli-sr', which is not",
+        ),
         ('method = "swav"\npairs = "products"', "wave_vit_tiny", "which swav does not"),
         ('method = "moco"\npairs = "products"\njoint = true', "wave_vit_tiny", "several products"),
     ],

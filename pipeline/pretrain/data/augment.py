@@ -14,7 +14,8 @@ it. Resampling is done in float32 (a crop in bfloat16 shifts pixels).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -80,6 +81,12 @@ class Crop:
     """None: the whole patch as it is, for a method that cuts by itself."""
     intensity: Intensity | None = None
     """What else is changed; None: nothing."""
+    intensity_of: Mapping[str, Intensity] = field(default_factory=dict)
+    """By product what is changed in place of that."""
+
+    def change_of(self, product: str) -> Intensity | None:
+        """Return what is changed in images of a product."""
+        return self.intensity_of.get(product, self.intensity)
 
 
 def draw_boxes(

@@ -50,9 +50,9 @@ def make_views(
         cut = converted[id(stored)]
         if crop.augmentation is not None:
             cut = crop.augmentation(cut, generator, share)
-        if crop.intensity is not None:
-            what = normaliser.quantities
-            cut = change_intensity(cut, crop.intensity, what, generator, share)
+        change = crop.change_of(stored.product)
+        if change is not None:
+            cut = change_intensity(cut, change, normaliser.quantities, generator, share)
         product = stored.product if several else ""
         views.append(normaliser.standardise(cut)._replace(product=product))
     return views
