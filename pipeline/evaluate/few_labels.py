@@ -30,6 +30,7 @@ from pipeline.evaluate.scores import MODEL, TITLES, Score
 from pipeline.evaluate.windows import Windows
 from pipeline.pretrain.data.augment import Augmentation
 from pipeline.pretrain.encoders.backbones import width_of
+from pipeline.pretrain.methods.barlow_pixels import cut_windows
 from pipeline.pretrain.methods.method import View
 from pipeline.pretrain.methods.paws import predict
 from pipeline.pretrain.schedule import cosine
@@ -162,6 +163,7 @@ def fine_tune(
     label: Numbers,
     *,
     image_px: int,
+    pixels: bool = False,
     steps: int,
     rate: float,
     seed: int,
@@ -180,6 +182,9 @@ def fine_tune(
         Their classes, from 0.
     image_px : int
         Edge of the images that the encoder takes.
+    pixels : bool
+        It takes the pixels at their own size: parts of a window of that edge, in place of the
+        window shrunk to it (as `EncoderFeatures` shows them).
     steps : int
         AdamW, its rate falling on a cosine.
     rate : float
@@ -208,7 +213,11 @@ def fine_tune(
             if len(order) < batch:
                 order = torch.randperm(len(support), generator=generator)
             chosen, order = order[:batch].sort().values.numpy(), order[batch:]
-            view = augment(read(support[chosen]), generator)
+            view = read(support[chosen])
+            if pixels and min(view.image.shape[-2:]) > image_px:
+                view = _part(view, image_px, generator)
+            else:
+                view = augment(view, generator)
             wanted = torch.from_numpy(label[chosen]).to(device)
             for group in optimizer.param_groups:
                 group["lr"] = cosine(step, first=rate, last=0.0, steps=steps + 1)
@@ -216,6 +225,19 @@ def fine_tune(
             optimizer.step()
             optimizer.zero_grad()
     return net.eval()
+
+
+def _part(view: View, edge_px: int, generator: torch.Generator) -> View:
+    """Cut one part at random out of each item, at the pixels' own size, and flip half of them."""
+    count, _, *edges = view.image.shape
+    corners = [torch.randint(edge - edge_px + 1, (count, 1), generator=generator) for edge in edges]
+    part = cut_windows(view, torch.stack(corners, dim=2).to(view.image.device), edge_px)
+    flips = (torch.rand(2, count, 1, 1, 1, generator=generator) < 0.5).to(view.image.device)
+    image, valid = part.image, part.valid
+    for axis, flipped in zip((2, 3), flips, strict=True):
+        image = torch.where(flipped, image.flip(axis), image)
+        valid = torch.where(flipped, valid.flip(axis), valid)
+    return View(image, valid)
 
 
 def choose(

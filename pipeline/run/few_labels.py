@@ -83,9 +83,7 @@ def classify_with_few(
         said[PROJECTED, "soft-nn"] = classes[told.argmax(axis=1)]
     rates: dict[str, float] = {}
     if settings.fine_tune_steps:
-        tuned = _fine_tuned(
-            encoders, reader, normaliser, windows, support, label, model.shape.image_px, settings
-        )
+        tuned = _fine_tuned(encoders, reader, normaliser, windows, support, label, model, settings)
         for kind, (rate, codes) in choose(tuned, windows, classes).items():
             rates[kind], said[kind, "fine-tune"] = rate, codes
     return FewLabels(
@@ -124,11 +122,12 @@ def _fine_tuned(
     windows: Windows,
     support: Numbers,
     label: Numbers,
-    image_px: int,
+    model: Model,
     settings: Evaluate,
 ) -> dict[tuple[str, float], Features]:
     """Fine-tune every encoder at every rate, and return what each then says of all windows."""
     device = normaliser.mean.device
+    image_px, pixels = model.shape.image_px, model.settings.method == "barlow_pixels"
 
     def read(numbers: Numbers) -> View:
         some = windows.at(numbers)
@@ -142,6 +141,7 @@ def _fine_tuned(
             support,
             label,
             image_px=image_px,
+            pixels=pixels,
             steps=settings.fine_tune_steps,
             rate=rate,
             seed=settings.seed,
@@ -154,7 +154,7 @@ def _fine_tuned(
         reader,
         windows,
         normaliser,
-        {name: EncoderFeatures(nets[key], image_px) for name, key in names.items()},
+        {name: EncoderFeatures(nets[key], image_px, pixels=pixels) for name, key in names.items()},
         device=device,
     )
     return {names[name]: values for name, values in found.items()}

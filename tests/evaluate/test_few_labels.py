@@ -94,6 +94,31 @@ def test_fine_tuning_learns_what_it_is_told_and_the_encoder_with_it(images):
         assert not torch.allclose(net[0](images[0]), encoder(images[0]))
 
 
+def test_an_encoder_of_pixels_is_fine_tuned_on_parts_at_their_own_size(images):
+    """A stripe pattern of one pixel: shrunk to half, it would be grey."""
+    label = images[1]
+    stripes = torch.arange(8) % 2 * 2.0 - 1
+    image = torch.stack(
+        [(stripes.view(1, -1) if one else stripes.view(-1, 1)).expand(2, 8, 8) for one in label]
+    )
+    sizes = []
+
+    def read(numbers):
+        return View(image[numbers], torch.ones_like(image[numbers], dtype=torch.bool))
+
+    torch.manual_seed(0)
+    encoder = timm.create_model("test_resnet", num_classes=0, in_chans=2)
+    encoder.register_forward_hook(lambda _m, given, _o: sizes.append(given[0]))
+    net = fine_tune(
+        encoder, read, np.arange(6), label, image_px=4, pixels=True, steps=30, rate=1e-2, seed=0
+    )
+    parts = torch.cat([given for given in sizes if given.shape[-1] == 4])
+    assert len(parts) >= 30
+    assert set(parts.unique().tolist()) == {-1.0, 1.0}, "no pixel is mixed with another"
+    with torch.inference_mode():
+        assert net(image[..., :4, :4]).argmax(dim=1).tolist() == label.tolist()
+
+
 def test_the_rate_is_chosen_on_the_validation_part_alone():
     """Released code reported the best test score."""
     right = np.array([0, 1, 0, 1])
