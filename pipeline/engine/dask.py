@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
@@ -209,20 +210,23 @@ def _local_cluster(workers: int) -> LocalCluster:
 
 @contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Put an interrupt off: a cluster that is stopped while it starts cannot be closed."""
+    """Put an interrupt off, for a cluster that is stopped while it starts cannot be closed.
+
+    Threads and processes that start meanwhile never see one: a terminal interrupts workers too, and
+    each would say so. They end when the cluster is closed.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: came.set())
+    resource_tracker.ensure_running()  # else the first process that starts lets interrupts in again
+    handler = signal.signal(signal.SIGINT, lambda *_: came.set())
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
-    except Exception as error:
-        if came.is_set():  # a terminal interrupts the workers too, so they fail to start
-            raise KeyboardInterrupt from error
-        raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # one that waited comes now
+        signal.signal(signal.SIGINT, handler)
     if came.is_set():
         raise KeyboardInterrupt
 

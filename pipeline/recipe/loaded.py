@@ -216,10 +216,10 @@ def load_recipe(reference: str | Path) -> LoadedRecipe:
         No such recipe, or a key is missing, unknown or wrong; one paragraph naming each.
     """
     path = Path(reference)
-    if path.is_dir():
-        raise RecipeError(f"{reference} is a folder; name the recipe file in it.")
     if not path.is_file():
         built_in = files("pipeline.recipes").joinpath(f"{reference}.toml")
+        if not built_in.is_file() and path.is_dir():
+            raise RecipeError(f"{reference} is a folder; name the recipe file in it.")
         if not built_in.is_file():
             raise RecipeError(
                 f"there is no recipe file {reference}, and no built-in recipe of that name; "

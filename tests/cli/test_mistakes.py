@@ -220,6 +220,13 @@ def test_a_folder_is_no_recipe_and_a_recipe_of_ones_own_no_built_in_one(recipe, 
     assert "demo, " in err
 
 
+def test_a_folder_hides_no_built_in_recipe(tmp_path, capsys, monkeypatch):
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call("check", "demo", "--stages", capsys=capsys)
+    assert (code, out) == (0, "sample search plan extract publish pretrain evaluate\n")
+
+
 def test_a_cut_off_is_utc_and_decides_what_is_planned(recipe, tmp_path, capsys, monkeypatch):
     seen = []
 
