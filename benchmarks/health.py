@@ -241,7 +241,7 @@ def unvaried(*said: Tensor) -> Tensor:
     return plain_paws(*said) + entropy(variety)
 
 
-def uncentred(method: dino.DINO, teacher: Tensor) -> None:
+def uncentred(method: dino.DINO, teacher: Tensor, number: int) -> None:
     """Leave DINO's centre at 0."""
 
 

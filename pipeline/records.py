@@ -242,7 +242,7 @@ class LedgerRow:
     resampling: str
     """`none`, `repeat` (coarser band, whole factor), or the method: the recipe's, or `nearest` or
     `bilinear` of a product that is warped; `gcp-` before it where only ground control points say
-    where the pixels are, so that what is high is displaced."""
+    where the pixels are, `rpc-` where a camera does, so that what is high is displaced."""
     pixel_digest: str
     """sha256 (hex) of the stored pixels and mask, uncompressed; empty if not written."""
     count: list[int]
