@@ -77,6 +77,11 @@ class ByteSource(Protocol):
         """Requests made so far."""
         ...
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that came in whole answers so far."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class PixelGrid:
@@ -124,6 +129,11 @@ class PixelSource(Protocol):
     @property
     def requests(self) -> int:
         """Requests made so far."""
+        ...
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that came in whole answers so far."""
         ...
 
 

@@ -41,8 +41,10 @@ class ExtractReport:
     """Patches by reason."""
     failed: Counter[str] = field(default_factory=Counter)
     """Patches by failure class."""
-    bytes: int = 0
+    bytes_written: int = 0
     requests: int = 0
+    bytes_read: int = 0
+    """Of source files."""
     blocks_touched: int = 0
     """Distinct compressed blocks, summed over tasks ..."""
     blocks_decoded: int = 0
@@ -52,6 +54,7 @@ class ExtractReport:
     def add(self, report: ShardReport) -> None:
         """Count one shard's report, committed or not."""
         self.requests += report.requests
+        self.bytes_read += report.bytes_read
         self.blocks_touched += report.blocks_touched
         self.blocks_decoded += report.blocks_decoded
         if report.committed:
@@ -59,7 +62,7 @@ class ExtractReport:
             self.written += report.written
             self.rejected += report.rejected
             self.failed += report.failed
-            self.bytes += report.bytes
+            self.bytes_written += report.bytes
 
 
 def run_extract(

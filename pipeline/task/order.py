@@ -67,3 +67,5 @@ class ShardReport:
     blocks_decoded: int = 0
     """... and how many were decoded: each once, so the two are equal."""
     requests: int = 0
+    bytes_read: int = 0
+    """Of source files; other tasks of a process that read at the same time count too."""

@@ -59,7 +59,7 @@ def build_shard(order: ShardOrder) -> ShardReport:
     trials = trials_of(lock.patches, list(lock.loaded.products))
     again, kept = _split(trials, before, order.classes)
     source_of = sources_of(lock.loaded, order.share, order.run)
-    requests = _Requests(lock, source_of)
+    traffic = _Traffic(lock, source_of)
     reader = Reader(source_of, known_sources(kept), final=order.final, threads=order.threads)
     specs = array_specs(lock)
     report = ShardReport(order.name)
@@ -69,7 +69,7 @@ def build_shard(order: ShardOrder) -> ShardReport:
         report.passing = str(error)
         report.circuit_open = error.failure == "circuit-open"
         decided = []
-    report.requests = requests.made()
+    report.requests, report.bytes_read = traffic.since()
     report.blocks_touched, report.blocks_decoded = reader.blocks_touched, reader.blocks_decoded
     if report.passing:
         return report
@@ -235,8 +235,8 @@ def _before(store: ObjectStore, order: ShardOrder) -> Commit | None:
     return read_commit(store, order.name, order.revision - 1) if order.revision > 1 else None
 
 
-class _Requests:
-    """Counts the requests that one task makes through doors that live as long as the process."""
+class _Traffic:
+    """Counts what one task asks and gets through doors that live as long as the process."""
 
     def __init__(self, lock: Lock, source_of: Callable[[Scene], Source]) -> None:
         # Products of one provider share its door; it is counted once.
@@ -245,12 +245,14 @@ class _Requests:
         self._sources = list({id(source): source for source in sources}.values())
         self._start = self._total()
 
-    def made(self) -> int:
-        """Return how many there were since this was made."""
-        return self._total() - self._start
+    def since(self) -> tuple[int, int]:
+        """Return requests and bytes since this was made."""
+        requests, read = self._total()
+        return requests - self._start[0], read - self._start[1]
 
-    def _total(self) -> int:
-        return sum(source.requests for source in self._sources)
+    def _total(self) -> tuple[int, int]:
+        read = sum(source.bytes_read for source in self._sources)
+        return sum(source.requests for source in self._sources), read
 
 
 def sources_of(loaded: LoadedRecipe, share: float, run: str) -> Callable[[Scene], Source]:

@@ -30,6 +30,7 @@ class Disk:
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
         self.requests = 0
+        self.bytes_read = 0
 
     def stat(self, href: str) -> Stat:
         return Stat(Path(href).stat().st_size, None)

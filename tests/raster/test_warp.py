@@ -26,6 +26,7 @@ class Files:
     """Files of one folder."""
 
     requests = 0
+    bytes_read = 0
 
     def stat(self, href: str) -> Stat:
         return Stat(Path(href).stat().st_size, None)

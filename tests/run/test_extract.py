@@ -58,6 +58,8 @@ def test_each_block_is_decoded_once_however_many_windows_it_serves(rig: Any) -> 
         rig.patch(sample, [["image/d1/t1"]])
     report = rig.extract()
     assert report.blocks_decoded == report.blocks_touched == 3
+    files = [rig.file("image/d1/t1", name).stat().st_size for name in ("fine", "coarse", "classes")]
+    assert sum(files) / 2 < report.bytes_read <= sum(files) + 3 * 2**16, "each part about once"
 
 
 def test_a_cell_across_two_files_of_a_datatake_is_whole(rig: Any) -> None:

@@ -20,6 +20,7 @@ class DiskSource:
 
     def __init__(self, provider: Provider) -> None:
         self.requests = 0
+        self.bytes_read = 0
         self._provider = provider
         self._known: dict[str, Stat] = {}
         self._lock = Lock()
@@ -37,7 +38,10 @@ class DiskSource:
         handle = self._open(href)
         try:
             self._stat(href, handle)
-            return [_pread(handle, start, stop, href) for start, stop in ranges]
+            found = [_pread(handle, start, stop, href) for start, stop in ranges]
+            with self._lock:
+                self.bytes_read += sum(map(len, found))
+            return found
         finally:
             os.close(handle)
 

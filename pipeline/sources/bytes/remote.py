@@ -67,6 +67,7 @@ class RemoteSource:
         self._known: dict[str, Stat] = {}
         self._heads: OrderedDict[str, bytes] = OrderedDict()
         self._lock = Lock()
+        self.bytes_read = 0
 
     @property
     def requests(self) -> int:
@@ -119,6 +120,8 @@ class RemoteSource:
                 )
             # Only now: what an attempt says that fails is not remembered.
             self._same(href, answer.stat)
+            with self._lock:
+                self.bytes_read += len(answer.data)
             return answer
 
         try:

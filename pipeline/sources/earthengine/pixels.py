@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,6 +86,8 @@ class EarthEnginePixels:
     ) -> None:
         self._provider = provider
         self._limits = limits_of(provider, share=share, attempts=attempts, run=run)
+        self._lock = Lock()
+        self.bytes_read = 0
 
     @cached_property
     def _engine(self) -> EarthEngine:
@@ -149,7 +152,10 @@ class EarthEnginePixels:
     ) -> Pixels:
         def ask() -> Pixels:
             data = self._engine.npy(image, version, bands, grid, fill=fill, method=method)
-            return _parse(data, bands, grid, image)
+            pixels = _parse(data, bands, grid, image)
+            with self._lock:
+                self.bytes_read += len(data)
+            return pixels
 
         try:
             return self._limits.call(ask)
