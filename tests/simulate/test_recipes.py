@@ -213,7 +213,7 @@ def test_a_recipe_becomes_a_data_set_with_all_its_products(
         check_residuals(loaded, index)
         (file,) = loaded.folder.rglob("index.parquet")
         said = json.loads(pq.read_schema(file).metadata[b"terrashard:residual"])
-        assert set(said["sentinel-2-l2a"]["responses"].values()) == {"Sentinel-2A"}
+        assert set(said["sentinel-2-l2a"]["responses"].values()) == {"Sentinel-2A, Sentinel-2B"}
         assert set(said["landsat-oli-sr"]["responses"].values()) == {"Landsat 8"}
 
 
